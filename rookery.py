@@ -1,0 +1,50 @@
+"""The `rookery` command: one dict of verb -> module, imported only when its verb is called."""
+
+import importlib
+import sys
+
+from survey import flags
+from survey.errors import InputError
+
+VERBS = {
+    "shard": "pipeline.shard",
+    "train": "tpu_train.train",
+    "export": "tpu_train.export",
+    "predict": "inference.predict",
+    "evaluate": "inference.evaluate",
+    "report": "inference.report",
+}
+
+HELP = """usage: rookery VERB [--flag=value ...]
+
+From survey mosaics to counts a scientist can publish.
+
+  shard      mosaics + annotations -> dataset of TFRecord shards
+  train      dataset -> checkpoints
+  export     checkpoints -> model (SavedModel + model.json)
+  predict    model + mosaics -> detections and counts
+  evaluate   detections + annotations -> metrics
+  report     detections (+ metrics) -> one HTML page
+
+`rookery VERB --help` lists the flags of a verb."""
+
+
+def main() -> None:
+    """Runs one verb and exits with its code."""
+    verb, *argv = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(HELP)
+        sys.exit(0)
+    flags.exit_with(lambda rest: _run(verb, rest), argv)
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    if verb not in VERBS:
+        near = flags.nearest(verb, VERBS)
+        raise InputError(f"{verb!r} is not a verb of rookery: did you mean {near!r}? Known: {', '.join(VERBS)}")
+    code: int = importlib.import_module(VERBS[verb]).run(argv)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Anchor boxes of a level pyramid, as data: the geometry that training assigns targets to and that decoding starts from."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from survey.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorSpec:
+    """Which anchors a detector has, in Model Garden's terms.
+
+    At level l the feature map has stride 2^l px, and at each of its cells stand num_scales * len(aspect_ratios) anchors with sides
+    anchor_size * 2^l * 2^(scale / num_scales), stretched so that width / height is the aspect ratio at equal area.
+
+    Attributes:
+      min_level, max_level: finest and coarsest level of the pyramid, both included.
+      num_scales: sizes per level.
+      aspect_ratios: width / height.
+      anchor_size: side of the smallest anchor of a level, in strides.
+    """
+
+    min_level: int
+    max_level: int
+    num_scales: int
+    aspect_ratios: tuple[float, ...]
+    anchor_size: float
+
+    @property
+    def per_location(self) -> int:
+        """Anchors per cell of a feature map."""
+        return self.num_scales * len(self.aspect_ratios)
+
+    @property
+    def levels(self) -> range:
+        """The levels, finest first."""
+        return range(self.min_level, self.max_level + 1)
+
+    def counts(self, image_size: int) -> dict[int, int]:
+        """Anchors of each level for a square image of `image_size` px."""
+        self._check(image_size)
+        return {level: (image_size >> level) ** 2 * self.per_location for level in self.levels}
+
+    def boxes(self, image_size: int) -> np.ndarray:
+        """All anchors of a square image.
+
+        Args:
+          image_size: side in pixels, a multiple of the coarsest stride.
+
+        Returns:
+          float32 [N, 4], yxyx in pixels, unclipped; levels from fine to coarse, then row, column, scale, aspect ratio: the order
+          of the flattened heads.
+        """
+        self._check(image_size)
+        return np.concatenate([self._level_boxes(level, image_size) for level in self.levels])
+
+    def _level_boxes(self, level: int, image_size: int) -> np.ndarray:
+        stride = 2**level
+        middle = np.arange(stride / 2, image_size, stride)
+        cy, cx = np.meshgrid(middle, middle, indexing="ij")
+        side = self.anchor_size * stride * 2 ** (np.arange(self.num_scales) / self.num_scales)  # [S]
+        stretch = np.sqrt(np.array(self.aspect_ratios))  # [R]
+        half_h = (side[:, None] / stretch).ravel() / 2  # [S * R], scale-major
+        half_w = (side[:, None] * stretch).ravel() / 2
+        cy, cx = cy[..., None], cx[..., None]
+        boxes = np.stack([cy - half_h, cx - half_w, cy + half_h, cx + half_w], axis=-1)  # [h, w, S * R, 4]
+        return boxes.reshape(-1, 4).astype(np.float32)
+
+    def _check(self, image_size: int) -> None:
+        stride = 2**self.max_level
+        if image_size % stride:
+            below = max(stride, image_size // stride * stride)
+            raise InputError(
+                f"image_size={image_size}: must be a multiple of the coarsest stride, {stride} px at level {self.max_level}; "
+                f"use {below} or {below + stride}"
+            )
+
+
+def fit(box_sides_px: dict[str, float]) -> AnchorSpec:
+    """Anchors for the object sizes of a dataset.
+
+    The smallest anchor is as large as a small object (10th percentile), so that surveys of small things get small anchors, and
+    levels are added until the largest anchor reaches the large ones (99th percentile). Model Garden's default starts at 32 px.
+
+    Args:
+      box_sides_px: quantiles of sqrt(area) in training pixels, keys "q10" and "q99" at least.
+    """
+    min_level = 3
+    anchor_size = float(np.clip(round(box_sides_px["q10"] / 2**min_level * 4) / 4, 1.0, 4.0))
+    levels = math.log2(max(1.0, box_sides_px["q99"] / (anchor_size * 2**min_level * 2 ** (2 / 3))))
+    max_level = int(np.clip(min_level + math.ceil(levels), min_level + 1, 7))
+    return AnchorSpec(min_level, max_level, num_scales=3, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=anchor_size)
