@@ -12,7 +12,7 @@ from survey.errors import InputError
 class AnchorSpec:
     """Which anchors a detector has, in Model Garden's terms.
 
-    At level l the feature map has stride 2^l px, and at each of its cells stand num_scales * len(aspect_ratios) anchors with sides
+    At level l the feature map has stride 2^l px. At each of its cells stand num_scales * len(aspect_ratios) anchors with sides
     anchor_size * 2^l * 2^(scale / num_scales), stretched so that width / height is the aspect ratio at equal area.
 
     Attributes:
@@ -62,11 +62,12 @@ class AnchorSpec:
         cy, cx = np.meshgrid(middle, middle, indexing="ij")
         side = self.anchor_size * stride * 2 ** (np.arange(self.num_scales) / self.num_scales)  # [S]
         stretch = np.sqrt(np.array(self.aspect_ratios))  # [R]
-        half_h = (side[:, None] / stretch).ravel() / 2  # [S * R], scale-major
-        half_w = (side[:, None] * stretch).ravel() / 2
-        cy, cx = cy[..., None], cx[..., None]
+        # From here on in float32, as Model Garden computes them, so that both agree to the last bit.
+        half_h = ((side[:, None] / stretch).ravel() / 2).astype(np.float32)  # [S * R], scale-major
+        half_w = ((side[:, None] * stretch).ravel() / 2).astype(np.float32)
+        cy, cx = cy[..., None].astype(np.float32), cx[..., None].astype(np.float32)
         boxes = np.stack([cy - half_h, cx - half_w, cy + half_h, cx + half_w], axis=-1)  # [h, w, S * R, 4]
-        return boxes.reshape(-1, 4).astype(np.float32)
+        return boxes.reshape(-1, 4)
 
     def _check(self, image_size: int) -> None:
         stride = 2**self.max_level

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import inspect
 import sys
 import types
 import typing
@@ -47,7 +48,7 @@ def parse(options: type[T], argv: Sequence[str], *, prog: str, passthrough: bool
       InputError: an unknown flag, a missing one, or a value that does not fit.
     """
     parser = _Parser(
-        prog=prog, description=options.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=inspect.getdoc(options), allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):  # type: ignore[arg-type]

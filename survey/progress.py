@@ -22,6 +22,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._start, self._begun = start, time.monotonic()
         self._shown = -SECONDS_BETWEEN_LINES
+        self._ended = False
 
     def line(self, done: int, *, seconds: float, note: str = "") -> str:
         """The text for `done` units, of which those since the start took `seconds`."""
@@ -34,7 +35,10 @@ class Progress:
 
     def update(self, done: int, note: str = "") -> None:
         """Shows that `done` units are finished; `note` is appended."""
+        if self._ended:
+            return
         now = time.monotonic()
+        self._ended = done >= self._total
         terminal = self._stream.isatty()
         if not terminal and done < self._total and now - self._shown < SECONDS_BETWEEN_LINES:
             return

@@ -66,7 +66,7 @@ class Raster:
             width=dataset.width,
             bands=dataset.count,
             crs=dataset.crs.to_string() if dataset.crs is not None else None,
-            transform=tuple(affine)[:6] if placed else None,  # type: ignore[arg-type]
+            transform=tuple(affine)[:6] if placed else None,
             gsd_m=gsd,
         )
 
@@ -92,7 +92,7 @@ class Raster:
         return out
 
     def overview(self, longest_px: int) -> np.ndarray:
-        """The whole raster shrunk so that its longer side is at most `longest_px`: uint8 [h, w, 3], RGB, read through overviews."""
+        """The whole raster shrunk so that its longer side is at most `longest_px` px: uint8 [h, w, 3], RGB."""
         dataset = self._dataset
         scale = min(1.0, longest_px / max(dataset.height, dataset.width))
         shape = (3, max(1, round(dataset.height * scale)), max(1, round(dataset.width * scale)))

@@ -1,0 +1,1 @@
+"""Model and mosaics to detections, counts, metrics and a report."""

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import stub_model
+
+from inference.model_runner import ModelRunner
+from survey.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return stub_model.export(str(tmp_path_factory.mktemp("model")))
+
+
+def images(count: int) -> np.ndarray:
+    return np.stack([stub_model.paint(64, 64, [(12, 12 + i, 16, 0.8, 1)]) for i in range(count)])
+
+
+def test_any_number_of_images_in_static_batches(folder):
+    runner = ModelRunner(folder, stub_model.SPEC, batch_size=4)
+    raw_boxes, raw_scores = runner(images(3))
+    assert (raw_boxes.shape, raw_scores.shape) == ((3, 64, 4), (3, 64, 2))
+    # Pixel (12, 12) lies in cell (1, 1), number 9, whose middle is 12: offset 0.5 px of the anchor's 16 in both directions.
+    np.testing.assert_allclose(raw_boxes[0, 9], [0.5 / 16, 0.5 / 16, 0, 0], atol=1e-6)
+    # 0.8 * 255 = 204; the logit of 204/255 is log 4. The other class has none.
+    np.testing.assert_allclose(raw_scores[0, 9], [np.log(4), -15], atol=1e-5)
+    six_boxes, six_scores = runner(images(6))
+    np.testing.assert_array_equal(six_boxes[:3], raw_boxes)
+    np.testing.assert_array_equal(six_scores[:3], raw_scores)
+    assert len(six_boxes) == 6
+
+
+def test_a_fixed_batch_is_kept(tmp_path):
+    runner = ModelRunner(stub_model.export(str(tmp_path), batch_size=2), stub_model.SPEC, batch_size=8)
+    assert runner.batch_size == 2
+    assert len(runner(images(5))[0]) == 5
+
+
+def test_no_saved_model(tmp_path):
+    with pytest.raises(InputError, match="saved_model is not a SavedModel: write it with `rookery export`"):
+        ModelRunner(str(tmp_path), stub_model.SPEC, 1)
+
+
+def test_no_raw_signature(tmp_path):
+    folder = stub_model.export(str(tmp_path), signature="serving_default")
+    with pytest.raises(InputError, match=r"no signature 'raw' \(it has: serving_default\)"):
+        ModelRunner(folder, stub_model.SPEC, 1)
+
+
+def test_another_image_size(folder):
+    with pytest.raises(InputError, match=r"shape \[None, 64, 64, 3\], but model.json asks for images \[batch, 128, 128, 3\]"):
+        ModelRunner(folder, replace(stub_model.SPEC, image_size=128), 1)
+
+
+def test_heads_of_another_spec(folder):
+    runner = ModelRunner(folder, replace(stub_model.SPEC, classes=("bird", "tree", "boat")), 1)
+    with pytest.raises(InputError, match=r"raw_scores \[1, 64, 2\] do not fit model.json.*3 classes"):
+        runner(images(1))

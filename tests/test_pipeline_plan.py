@@ -1,0 +1,189 @@
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipeline import plan
+from survey.annotations.annotation import Annotation
+from survey.errors import InputError
+from survey.geometry import Mosaic, Window
+
+# 4 rows x 6 columns of patches; columns start at 0, 80, ..., 400. Of the columns 0 to 3 go to train, 5 to val, 4 to none
+# (test_pipeline_split works this out).
+NORTH = Mosaic("north", "x/north.tif", 300, 500, sha256="aa")
+
+
+def annotation(box, name="tern", image="north.tif", size=(300, 500)):
+    return Annotation(image, size, name, box, "north.xml")
+
+
+def make(annotations, mosaics=(NORTH,), **changes):
+    options = {
+        "classes": None,
+        "patch_size": 100,
+        "overlap_px": 20,
+        "fractions": {"train": 0.8, "val": 0.2},
+        "min_visible": 0.3,
+        "records_per_shard": 5,
+        **changes,
+    }
+    return plan.make(list(mosaics), annotations, **options)
+
+
+OBJECTS = [
+    annotation((10, 10, 30, 40)),  # A: patch (0, 0) only
+    annotation((90, 85, 110, 125), "goose"),  # B: four patches, see below
+    annotation((250, 450, 270, 480)),  # C: val, rows 2 and 3
+    annotation((-10, 200, 10, 220)),  # D: half outside
+    annotation((310, 10, 330, 30)),  # E: below the mosaic
+    annotation((50, 60, 40, 80)),  # F: upside down
+    annotation((50, 60, 60, 60)),  # G: no width
+    annotation((100, 345, 120, 395)),  # H: only in column 4 (320 to 420), which is in no split
+    annotation((float("nan"), 60, 60, 70)),  # I: not a number
+]
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return make(OBJECTS)
+
+
+def test_objects_in_patches_by_hand(planned):
+    shown = {(p.row, p.column): (p.boxes_patch_px.tolist(), p.class_ids.tolist()) for p in planned.patches if len(p.class_ids)}
+    # Classes in alphabetical order: goose 1, tern 2. B (y 90..110, x 85..125) is shown by rows 0 (to 100: half of it) and 1, and
+    # by columns 0 (to 100: 15 of 40 px) and 1: shares 0.1875, 0.5, 0.375, 1. Patch (0, 0) shows too little.
+    # C (y 250..270) is half in row 2 (160 to 260), whole in row 3 (200 to 300). D is clipped to y 0..10, column 2 (160 to 260).
+    assert shown == {
+        (0, 0): ([[10, 10, 30, 40]], [2]),
+        (0, 1): ([[90, 5, 100, 45]], [1]),
+        (1, 0): ([[10, 85, 30, 100]], [1]),
+        (1, 1): ([[10, 5, 30, 45]], [1]),
+        (0, 2): ([[0, 40, 10, 60]], [2]),
+        (2, 5): ([[90, 50, 100, 80]], [2]),
+        (3, 5): ([[50, 50, 70, 80]], [2]),
+    }
+
+
+def test_everything_is_counted(planned):
+    assert planned.counts == {
+        "boxes_too_little_visible_in_patch": 1,  # B in (0, 0)
+        "mosaics": 1,
+        "mosaics_without_objects": 0,
+        "objects_clipped_to_mosaic": 1,  # D
+        "objects_empty_or_outside_mosaic": 4,  # E, F, G, I
+        "objects_in_no_patch": 1,  # H
+        "objects_labelled": 4,  # A, B, C, D
+        "objects_read": 9,
+        "patches_between_splits": 4,  # column 4
+        "patches_train": 16,
+        "patches_val": 4,
+    }
+    assert planned.offenders["objects_clipped_to_mosaic"] == ["north.xml: tern at yxyx (-10, 200, 10, 220)"]
+    assert len(planned.offenders["objects_empty_or_outside_mosaic"]) == plan.OFFENDERS_SHOWN
+
+
+def test_statistics_by_hand(planned):
+    statistics = planned.statistics
+    assert statistics.objects == {"train": 5, "val": 2}  # A, three of B, D; two of C
+    assert statistics.objects_per_class == {"goose": 3, "tern": 4}
+    assert statistics.max_objects_per_patch == 1
+    # Train areas: A 20 x 30, B 10 x 40, 20 x 15, 20 x 40, D 10 x 20; roots 24.5, 20, 17.3, 28.3, 14.1: median 20.
+    assert statistics.box_sides_px["q50"] == 20.0
+
+
+def test_patch_numbers_by_construction(planned):
+    assert all(p.patch_id == p.row * 6 + p.column for p in planned.patches)
+    assert next(p for p in planned.patches if p.patch_id == 23).window == Window(200, 400, 300, 500)
+    south = Mosaic("a_south", "x/a_south.tif", 100, 180, sha256="bb")
+    mosaics = plan.numbered([NORTH, south], 100, 20)  # by name: a_south has 1 x 2 patches and comes first
+    assert [(m.name, m.first_patch_id) for m in mosaics] == [("a_south", 0), ("north", 2)]
+
+
+def test_shards_are_balanced_complete_and_mixed():
+    planned = make(OBJECTS, records_per_shard=6)
+    # 16 train patches in ceil(16 / 6) = 3 files of 6, 5 and 5; 4 val patches in one.
+    assert [(s.file, len(s.patches)) for s in planned.shards] == [
+        ("train-00000-of-00003.tfrecord", 6),
+        ("train-00001-of-00003.tfrecord", 5),
+        ("train-00002-of-00003.tfrecord", 5),
+        ("val-00000-of-00001.tfrecord", 4),
+    ]
+    assert max(Counter(p.patch_id for p in planned.patches).values()) == 1
+    first = [p.patch_id for p in planned.shards[0].patches]
+    assert first != sorted(first)
+    assert len({p.row for p in planned.shards[0].patches}) > 1
+
+
+def test_shuffle_is_fixed_for_ever():
+    def splitmix64(value):
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+        return value ^ value >> 31
+
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # the first number of Vigna's reference implementation from state 0
+    ids = np.arange(5, 1005)
+    order = plan.shuffled(ids)
+    assert ids[order].tolist() == sorted(ids.tolist(), key=splitmix64)
+    # Neighbours land far apart: the mean distance of two random places in 1000 is 333.
+    assert 280 < np.abs(np.diff(order)).mean() < 390
+
+
+def test_the_plan_does_not_depend_on_the_order_of_input():
+    south = Mosaic("south", "y/south.tif", 300, 500, sha256="bb")
+    objects = [*OBJECTS, annotation((10, 10, 30, 40), image="south.tif")]
+    one = make(objects, [NORTH, south])
+    other = make(objects, [south, NORTH])
+    assert one.digest(jpeg_quality=95) == other.digest(jpeg_quality=95)
+    assert one.digest(jpeg_quality=95) != one.digest(jpeg_quality=90)
+    assert one.digest() != make(objects, [NORTH, dataclasses.replace(south, sha256="cc")]).digest()
+    assert one.digest() != make(objects[1:], [NORTH, south]).digest()
+    moved = dataclasses.replace(south, path="elsewhere/south.tif")
+    assert one.digest() == make(objects, [NORTH, moved]).digest()
+
+
+def test_visibility_rule():
+    window = Window(0, 0, 100, 100)
+    boxes = np.array([[0, 90, 10, 110], [0, 97, 10, 107], [0, 100, 10, 120], [-50, -50, 200, 200]], float)
+    # Shown: half; 3 of 10 px, exactly the threshold; nothing; 100 x 100 of 250 x 250 = 0.16.
+    clipped, kept = plan.label(window, boxes, 0.3)
+    assert kept.tolist() == [True, True, False, False]
+    assert clipped[0].tolist() == [0, 90, 10, 100]
+    assert plan.label(window, boxes, 0.0)[1].tolist() == [True, True, False, True]
+
+
+def test_an_object_never_shown_enough_is_reported():
+    # 400 px wide: a patch of 100 px shows a quarter of it at most. A makes the split train not empty.
+    planned = make([OBJECTS[0], annotation((20, 50, 60, 450))])
+    assert planned.counts["objects_in_no_patch"] == 1
+    assert planned.counts["objects_labelled"] == 1
+
+
+def test_given_label_map_keeps_its_ids_and_unused_classes():
+    planned = make([OBJECTS[0]], classes=("whale", "tern"))
+    assert planned.classes == ("whale", "tern")
+    assert planned.statistics.objects_per_class == {"whale": 0, "tern": 1}
+    assert [p.class_ids.tolist() for p in planned.patches if len(p.class_ids)] == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "changes", "words"),
+    [
+        ([annotation((1, 1, 9, 9), image="nort.tif")], {}, r"annotates image 'nort.tif', .* 1 mosaics \(nearest: x/north.tif\)"),
+        ([annotation((1, 1, 9, 9), size=(500, 300))], {}, r"\(500, 300\), but x/north.tif has \(300, 500\)"),
+        ([annotation((1, 1, 9, 9), "ter")], {"classes": ("seal", "tern")}, r"class 'ter'.*correct it to 'tern'"),
+        ([], {}, "hold 0 objects"),
+        ([annotation((310, 10, 330, 30))], {}, "hold 1 objects, of which none lies in a mosaic"),
+        ([annotation((10, 450, 30, 480))], {}, "the split train holds no object"),
+    ],
+)
+def test_bad_input(annotations, changes, words):
+    with pytest.raises(InputError, match=words):
+        make(annotations, **changes)
+
+
+def test_windows_paths_and_dots_in_names():
+    assert plan.stem(r"C:\survey 1\north.2024.tif") == "north.2024"
+    assert plan.stem("/a/b/.hidden") == ".hidden"
+    assert plan.stem("noend") == "noend"

@@ -1,0 +1,73 @@
+"""Boxes follow their pixels through every augmentation."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tpu_train.augment import Augment, keep_visible, random_view
+
+STILL = Augment(scale_min=1.0, scale_max=1.0, flip=False, quarter_turn=False, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0)
+
+
+def bright_box(image: np.ndarray) -> np.ndarray:
+    """Bounding box of pixels brighter than half, yxyx."""
+    rows, columns = np.nonzero(image[..., 0] > 127)
+    return np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1], np.float32)
+
+
+def test_identity() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    boxes = np.array([[[1, 2, 11, 12]], [[0, 0, 0, 0]]], np.float32)
+    out, moved, classes = random_view(images, boxes, np.array([[3], [0]]), size=32, config=STILL, seed=tf.constant([0, 0]))
+    np.testing.assert_allclose(out, images, atol=1e-2)
+    np.testing.assert_allclose(moved[0, 0], [1, 2, 11, 12], atol=1e-4)
+    np.testing.assert_array_equal(classes, [[3], [0]])
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_boxes_follow_pixels(jit: bool) -> None:
+    """A bright rectangle of 30 x 18 px, off centre, in 64 random views: its box is where the pixels are, to a pixel."""
+    count, size = 64, 96
+    images = np.zeros((count, 128, 128, 3), np.uint8)
+    images[:, 50:80, 60:78] = 255
+    boxes = np.tile(np.array([[[50, 60, 80, 78]]], np.float32), (count, 1, 1))
+    config = Augment(scale_min=0.7, scale_max=1.4, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0, min_visible=0.3)
+    view = tf.function(lambda i, b, c: random_view(i, b, c, size=size, config=config, seed=tf.constant([1, 2])), jit_compile=jit)
+    out, moved, classes = (x.numpy() for x in view(tf.constant(images), tf.constant(boxes), tf.ones((count, 1), tf.int32)))
+    shown = classes[:, 0] > 0
+    assert shown.sum() > 40
+    for i in np.flatnonzero(shown):
+        np.testing.assert_allclose(bright_box(out[i]), moved[i, 0], atol=1.01)
+    tall = moved[shown, 0, 2] - moved[shown, 0, 0] > moved[shown, 0, 3] - moved[shown, 0, 1]
+    assert 0.2 < tall.mean() < 0.8  # quarter turns happen, for about half
+    assert len(np.unique(moved[shown, 0, 0].round(2))) > 20  # and no two views are alike
+
+
+def test_same_seed_same_view() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    boxes, classes = np.zeros((2, 1, 4), np.float32), np.zeros((2, 1), np.int32)
+    one, two, three = (
+        random_view(images, boxes, classes, size=48, config=Augment(), seed=tf.constant(seed))[0].numpy()
+        for seed in ([5, 1], [5, 1], [5, 2])
+    )
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(one - three).mean() > 1
+
+
+def test_a_view_larger_than_its_source_has_a_black_frame() -> None:
+    """A white source of 32 px in a view of 64 px at scale 1: exactly a quarter of the view is white."""
+    images = np.full((1, 32, 32, 3), 255, np.uint8)
+    out, _, _ = random_view(
+        images, np.zeros((1, 1, 4), np.float32), np.zeros((1, 1), np.int32), size=64, config=STILL, seed=tf.constant([0, 3])
+    )
+    assert out.numpy().mean() / 255 == pytest.approx(0.25, abs=0.02)
+
+
+def test_keep_visible() -> None:
+    """Of 10 x 10 px: 4 columns inside are 40 %, kept at 0.3; 2 columns are 20 %, dropped; nothing inside is dropped also at 0."""
+    boxes = tf.constant([[[0.0, -6, 10, 4], [0.0, -8, 10, 2], [0.0, -20, 10, -10]]])
+    clipped, classes = keep_visible(boxes, tf.constant([[1, 2, 3]]), 32, 0.3)
+    np.testing.assert_array_equal(classes, [[1, 0, 0]])
+    np.testing.assert_allclose(clipped[0, 0], [0, 0, 10, 4])
+    assert keep_visible(boxes, tf.constant([[1, 2, 3]]), 32, 0.0)[1].numpy().tolist() == [[1, 2, 0]]

@@ -1,0 +1,188 @@
+"""The training and export verbs: what they refuse before TensorFlow is imported, and one small run from shards to a model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from inference import decode
+from pipeline import shard
+from survey import dataset, model
+from survey.errors import InputError
+from tpu_train import export, train
+from tpu_train import input as host
+from tpu_train.validation import Validation
+
+SIZE = 128
+
+
+def squares(height: int, width: int, seed: int) -> tuple[np.ndarray, list[tuple[str, tuple[float, ...]]]]:
+    """A dark ground with bright squares of 16 to 28 px on a lattice of 40 px, and their boxes."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(20, 60, (height, width, 3)).astype(np.uint8)
+    objects = []
+    for y in range(6, height - 34, 40):
+        for x in range(6, width - 34, 40):
+            side = int(rng.integers(16, 29))
+            image[y : y + side, x : x + side] = rng.integers(180, 255, 3)
+            objects.append(("square", (y, x, y + side, x + side)))
+    return image, objects
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of two mosaics of squares, written by `rookery shard`."""
+    folder = tmp_path_factory.mktemp("survey")
+    import rasterio
+
+    for seed, name in enumerate(("one", "two")):
+        image, objects = squares(300, 300, seed)
+        with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", height=300, width=300, count=3, dtype="uint8",
+                           crs="EPSG:32617", transform=rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 4e6)) as out:  # fmt: skip
+            out.write(image.transpose(2, 0, 1))
+        text = "".join(
+            f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            for label, (y0, x0, y1, x1) in objects
+        )
+        (folder / f"{name}.xml").write_text(f"<annotation><filename>{name}.tif</filename>{text}</annotation>")
+    out = str(folder / "dataset")
+    argv = f"--mosaics {folder}/*.tif --annotations {folder}/*.xml --patch_size {SIZE} --overlap 32 --split train=0.5,val=0.5"
+    assert shard.run([*argv.split(), "--output", out]) == 0
+    return out
+
+
+def plan(data: str, **flags: object) -> train.Plan:
+    options = train.Options(dataset=data, model_dir="unused", **flags)
+    return train.plan(options, dataset.read(data))
+
+
+def test_defaults_come_from_the_dataset(data: str) -> None:
+    """Squares of 16 to 28 px: the smallest anchor is about their 10th percentile, and the caps hold the fullest patch."""
+    settled = plan(data)
+    written = dataset.read(data)
+    assert (settled.num_classes, settled.image_size, settled.patch_size) == (1, SIZE, SIZE)
+    assert settled.max_boxes == written.statistics.max_objects_per_patch
+    assert settled.max_detections >= 2 * settled.max_boxes
+    assert 12 <= settled.anchors.anchor_size * 8 <= 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_classes": 2}, r"--num_classes=2 but labels.pbtxt has 1 \(square\).*drop the flag to take 1"),
+        ({"image_size": 100}, r"--image_size=100: must be a multiple of the coarsest stride, 16 px; use 96 or 112"),
+        ({"image_size": 256}, r"--image_size=256 is larger than the dataset's patches of 128 px.*--patch_size 256"),
+        ({"max_boxes": 1}, r"--max_boxes=1 would cut objects off: a patch holds \d+"),
+        ({"val_split": "test"}, r"--val_split=test: the dataset has patches in train, val"),
+        ({"steps": 0}, r"--steps=0: must be above 0"),
+    ],
+)
+def test_contradictions_are_refused(data: str, flags: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(data, **flags)
+
+
+def test_nothing_is_written_before_the_checks(data: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_classes"):
+        train.run(["--dataset", data, "--model_dir", str(tmp_path / "run"), "--num_classes", "7"])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="dataset manifest"):
+        train.run(["--dataset", str(tmp_path), "--model_dir", str(tmp_path / "run")])
+
+
+def test_a_folder_of_another_run_is_refused(data: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({"dataset": dataset.digest(data), "steps": 5}))
+    with pytest.raises(InputError, match="holds a run with"):
+        train.run(["--dataset", data, "--model_dir", str(tmp_path), "--steps", "6"])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "photo.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="holds other files"):
+        train.run(["--dataset", data, "--model_dir", str(other)])
+
+
+def test_batches_are_static_and_lose_nothing(data: str) -> None:
+    """Every validation patch once, in order, with its boxes; blanks of patch_id -1 fill the last batch."""
+    written = dataset.read(data)
+    most = written.statistics.max_objects_per_patch
+    batches = list(host.read(data, "val", training=False, batch_size=4, max_boxes=most, seed=0))
+    ids = np.concatenate([batch["patch_id"].numpy() for batch in batches])
+    real = ids[ids >= 0]
+    assert len(real) == len(set(real)) == written.records("val")
+    assert len(ids) % 4 == 0
+    assert sum(int((batch["classes"].numpy() > 0).sum()) for batch in batches) == written.statistics.objects["val"]
+    for batch in batches:
+        assert batch["image"].shape == (4, SIZE, SIZE, 3)
+        for i in np.flatnonzero(batch["patch_id"].numpy() >= 0):
+            for box in batch["boxes"].numpy()[i][batch["classes"].numpy()[i] > 0]:
+                y, x = (box[:2] + box[2:]).astype(int) // 2
+                assert batch["image"].numpy()[i, min(y, SIZE - 1), min(x, SIZE - 1)].mean() > 120  # a square is bright
+
+
+def test_training_order_follows_the_seed(data: str) -> None:
+    def ids(seed: int) -> list[int]:
+        batches = host.read(data, "train", training=True, batch_size=4, max_boxes=50, seed=seed).take(6)
+        return [int(i) for batch in batches for i in batch["patch_id"]]
+
+    assert ids(1) == ids(1) != ids(2)
+
+
+def test_validation_counts_each_object_once(data: str) -> None:
+    """Perfect detections on every validation patch: overlapping patches show objects twice, yet each is counted once."""
+    written = dataset.read(data)
+    state = Validation(data)
+    for batch in host.read(data, "val", training=False, batch_size=4, max_boxes=50, seed=0):
+        truth = {name: value.numpy() for name, value in batch.items()}
+        state.add(
+            {
+                "patch_id": truth["patch_id"],
+                "boxes": truth["boxes"],
+                "scores": (truth["classes"] > 0).astype(np.float32),
+                "classes": truth["classes"],
+                "count": (truth["classes"] > 0).sum(axis=1),
+                "truth_boxes": truth["boxes"],
+                "truth_classes": truth["classes"],
+            }
+        )
+    found = state.result(0.5)
+    assert found["f1"] == found["ap50"] == 1.0
+    # One mosaic is for validation: 7 x 7 squares at 6, 46 .. 246 fit in 300 px.
+    assert found["count"] == found["true_count"] == 49
+    assert len(written.mosaics) == 2
+
+
+def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run on squares learns them; its export decodes with our reference to what Model Garden's own decoder says."""
+    run, out = str(tmp_path / "run"), str(tmp_path / "model")
+    argv = ["--dataset", data, "--model_dir", run, "--steps", "60", "--batch_size", "4", "--validate_every", "30", "--image_size", "96"]
+    assert train.run([*argv, "--params_override", "task.augmentation.quarter_turn=false"]) == 0
+    assert "F1" in capsys.readouterr().out
+    best = json.loads((tmp_path / "run/best/info.json").read_text())
+    assert best["f1"] > 0.5
+    with pytest.raises(InputError, match="params_override"):
+        train.run(["--dataset", data, "--model_dir", str(tmp_path / "typo"), "--params_override", "task.augmentation.turn=false"])
+
+    assert export.run(["--model_dir", run, "--output", out]) == 0
+    spec = model.read(out)
+    assert spec.classes == ("square",)
+    assert spec.image_size == SIZE
+    assert spec.score_threshold == best["score_threshold"]
+    with pytest.raises(InputError, match="not empty"):
+        export.run(["--model_dir", run, "--output", out])
+
+    batch = next(iter(host.read(data, "val", training=False, batch_size=4, max_boxes=50, seed=0)))
+    loaded = tf.saved_model.load(f"{out}/{model.SAVED_MODEL}")
+    raw = loaded.signatures["raw"](images=batch["image"])
+    decoded = loaded.signatures["serving_default"](images=batch["image"])
+    assert raw["raw_boxes"].shape[1] == len(spec.anchors.boxes(SIZE))
+    found = 0
+    for i in range(4):
+        ours, scores, _ = decode.detect(raw["raw_boxes"][i].numpy(), raw["raw_scores"][i].numpy(), spec, spec.anchors.boxes(SIZE))
+        count = int(decoded["num_detections"][i])
+        assert len(scores) == count
+        np.testing.assert_allclose(np.sort(scores), np.sort(decoded["detection_scores"][i][:count]), atol=1e-5)
+        np.testing.assert_allclose(ours[0], decoded["detection_boxes"][i][0], atol=SIZE * 1e-5)
+        found += count
+    assert found > 4

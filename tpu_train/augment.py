@@ -1,0 +1,121 @@
+"""Augmentation inside the compiled step: a random resized crop, flips, a quarter turn, and changes of light and colour.
+
+Resizing, cropping and flipping are one sampling along each axis, written as two small matrix products per image: static shapes
+for XLA, and work that the TPU's matrix unit does at full speed. Random numbers are stateless: the same seed gives the same batch.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+from official.modeling import hyperparams
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+@dataclasses.dataclass
+class Augment(hyperparams.Config):
+    """How training images vary.
+
+    Attributes:
+      scale_min, scale_max: range of the random zoom; 1 keeps the ground resolution.
+      flip: mirror left-right and up-down, each for half of the images.
+      quarter_turn: swap rows and columns for half of the images; with both flips, all eight orientations of a map.
+      brightness: largest shift, as a share of the full range.
+      contrast, saturation: largest relative change.
+      white_balance: largest relative change of each channel by itself, and its largest shift as a share of the full range: haze,
+        sun and camera differ between two flights more than between two places of one flight.
+      min_visible: a box is dropped when the crop shows less than this share of its area.
+    """
+
+    scale_min: float = 0.8
+    scale_max: float = 1.25
+    flip: bool = True
+    quarter_turn: bool = True
+    brightness: float = 0.1
+    contrast: float = 0.2
+    saturation: float = 0.2
+    white_balance: float = 0.1
+    min_visible: float = 0.3
+
+
+def random_view(
+    images: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, *, size: int, config: Augment, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """One random view of each image.
+
+    Args:
+      images: uint8 [B, H, W, 3].
+      boxes: float32 [B, M, 4], yxyx in pixels of `images`.
+      classes: int32 [B, M], ids from 1, 0 for padding.
+      size: side of the result in pixels.
+      config: what varies.
+      seed: int32 [2].
+
+    Returns:
+      (images float32 [B, size, size, 3] in 0..255, boxes float32 [B, M, 4] in its pixels, classes int32 [B, M], 0 also for boxes
+      that the crop lost).
+    """
+    batch, height, width, _ = images.shape
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 6), axis=0)
+    uniform = tf.random.stateless_uniform
+    log_scale = uniform([batch], seeds[0], tf.math.log(config.scale_min), tf.math.log(config.scale_max))
+    scale = tf.exp(log_scale)
+    place = uniform([batch, 2], seeds[1])
+    # Offset of the view in the source; where the zoomed source is smaller than the view, it floats inside a black frame.
+    y0 = place[:, 0] * (height - size / scale)
+    x0 = place[:, 1] * (width - size / scale)
+    flips = uniform([batch, 2], seeds[2]) < (0.5 if config.flip else 0.0)
+    rows = _sampling(height, size, y0, scale, flips[:, 0])
+    columns = _sampling(width, size, x0, scale, flips[:, 1])
+    views = tf.einsum("bij,bjkc->bikc", rows, tf.cast(images, tf.float32))
+    views = tf.einsum("bpk,bikc->bipc", columns, views)
+
+    offset = tf.stack([y0, x0, y0, x0], axis=1)[:, None, :]
+    moved = (boxes - offset) * scale[:, None, None]  # [B, M, 4]
+    y_low, x_low, y_high, x_high = tf.unstack(moved, axis=-1)
+    flip_y, flip_x = flips[:, :1], flips[:, 1:]
+    y_low, y_high = tf.where(flip_y, size - y_high, y_low), tf.where(flip_y, size - y_low, y_high)
+    x_low, x_high = tf.where(flip_x, size - x_high, x_low), tf.where(flip_x, size - x_low, x_high)
+    if config.quarter_turn:
+        turn = uniform([batch], seeds[3]) < 0.5
+        views = tf.where(turn[:, None, None, None], tf.transpose(views, [0, 2, 1, 3]), views)
+        t = turn[:, None]
+        y_low, x_low = tf.where(t, x_low, y_low), tf.where(t, y_low, x_low)
+        y_high, x_high = tf.where(t, x_high, y_high), tf.where(t, y_high, x_high)
+    moved = tf.stack([y_low, x_low, y_high, x_high], axis=-1)
+    views = _vary_colour(views, config, seeds[4])
+    return views, *keep_visible(moved, classes, size, config.min_visible)
+
+
+def keep_visible(boxes: tf.Tensor, classes: tf.Tensor, size: int, min_visible: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Boxes clipped to a frame of size x size, and their classes, 0 where less than `min_visible` of the area is left."""
+    clipped = tf.clip_by_value(boxes, 0.0, float(size))
+    visible = (_area(clipped) >= min_visible * _area(boxes)) & (_area(clipped) > 0.0)
+    return clipped, tf.where(visible, classes, 0)
+
+
+def _area(boxes: tf.Tensor) -> tf.Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _sampling(source: int, size: int, offset: tf.Tensor, scale: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+    """Weights [B, size, source] that resample one axis with a triangle filter, widened when shrinking so that nothing aliases."""
+    position = tf.range(size, dtype=tf.float32)[None, :] + 0.5
+    position = tf.where(flip[:, None], size - position, position)
+    center = offset[:, None] + position / scale[:, None]  # [B, size], in source pixels
+    distance = tf.abs(tf.range(source, dtype=tf.float32)[None, None, :] + 0.5 - center[..., None])
+    weights = tf.maximum(0.0, 1.0 - distance * tf.minimum(scale, 1.0)[:, None, None])
+    return weights / tf.maximum(tf.reduce_sum(weights, axis=2, keepdims=True), 1e-6)
+
+
+def _vary_colour(images: tf.Tensor, config: Augment, seed: tf.Tensor) -> tf.Tensor:
+    batch = images.shape[0]
+    one, each = tf.unstack(tf.random.experimental.stateless_split(seed, 2), axis=0)
+    change = tf.random.stateless_uniform([3, batch, 1, 1, 1], one, -1.0, 1.0)
+    channel = config.white_balance * tf.random.stateless_uniform([2, batch, 1, 1, 3], each, -1.0, 1.0)
+    images = images * (1.0 + channel[0]) + 255.0 * channel[1]
+    grey = tf.reduce_sum(images * tf.constant(LUMA), axis=-1, keepdims=True)
+    images = grey + (images - grey) * (1.0 + config.saturation * change[0])
+    mean = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
+    images = mean + (images - mean) * (1.0 + config.contrast * change[1]) + 255.0 * config.brightness * change[2]
+    return tf.clip_by_value(images, 0.0, 255.0)

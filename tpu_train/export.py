@@ -1,0 +1,61 @@
+"""`rookery export`: checkpoints -> model (SavedModel + model.json)."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from survey import files, flags, model
+from survey.errors import InputError
+from survey.flags import flag
+
+INFO = os.path.join("best", "info.json")  # Model Garden's record of the best validation
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Exports the best checkpoint of a training run, with averaged weights, as a SavedModel and its spec.
+
+    rookery export --model_dir run/ --output model/
+    """
+
+    model_dir: str = flag("folder of the training run")
+    output: str = flag("folder for the model; must be new or empty")
+    score_threshold: float | None = flag("a detection counts from this score on (default: best F1 on validation)", default=None)
+    score_floor: float = flag("detections below are never kept", default=0.05)
+    nms_iou: float = flag("boxes of one class that overlap more are one object", default=0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "score_floor", "nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise InputError(f"--{name}={value}: must be from 0 to 1")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exports; returns 0."""
+    options, _ = flags.parse(Options, argv, prog="rookery export")
+    made = files.read_json(os.path.join(options.model_dir, "train.json"), "the record of a run of `rookery train`")
+    best = files.read_json(os.path.join(options.model_dir, INFO), "the best validation, which `rookery train` writes at its end")
+    if os.path.isdir(options.output) and os.listdir(options.output):
+        raise InputError(f"--output={options.output} is not empty: name a new folder, or remove it")
+    from tpu_train import saved_model  # TensorFlow takes seconds to import
+
+    # The spec comes last: a folder without it is not a model, and the next try may overwrite what is there.
+    partial = f"{options.output.rstrip('/')}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    spec = saved_model.write(os.path.join(partial, model.SAVED_MODEL), options, best, made["dataset"])
+    model.write(partial, spec)
+    if os.path.isdir(options.output):
+        os.rmdir(options.output)
+    os.replace(partial, options.output)
+    print(
+        f"export: {options.output} finds {', '.join(spec.classes)} on patches of {spec.image_size} px; "
+        f"step {best['best_ckpt_global_step']:.0f}, validation F1 {best['f1']:.3f} at score {spec.score_threshold:.2f}\n"
+        f"export: next: rookery predict --model {options.output} --mosaics 'GLOB' --output DIR"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.exit_with(run)

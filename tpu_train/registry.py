@@ -1,0 +1,12 @@
+"""Every experiment, by the name that --model selects. Importing this registers them, and their backbones, with Model Garden."""
+
+from official.core import config_definitions, exp_factory
+
+from tpu_train.experiments import retinanet
+
+EXPERIMENTS = {"retinanet": retinanet.NAME}
+
+
+def experiment(model: str) -> config_definitions.ExperimentConfig:
+    """The default configuration of a model."""
+    return exp_factory.get_exp_config(EXPERIMENTS[model])

@@ -1,0 +1,112 @@
+"""A trained checkpoint as a SavedModel with the raw heads and a decoded signature (the model contract, `survey.model`)."""
+
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+import tf_keras
+import yaml
+from official.core import task_factory
+
+from survey import dataset, files, model
+from survey.errors import InputError
+from tpu_train import loop, registry
+from tpu_train.experiments import retinanet
+
+if TYPE_CHECKING:
+    from tpu_train.export import Options
+
+PACKAGES = ("rookery", "tensorflow", "tf-models-official", "numpy")
+
+
+class Exported(tf.Module):
+    """The model behind two signatures, both from uint8 pixels.
+
+    `raw` is what `inference.decode` turns into boxes. `decoded` is Model Garden's own decoding and suppression, for users who
+    have nothing but the SavedModel, and as a second opinion in our tests.
+    """
+
+    def __init__(self, task: retinanet.RetinaNetTask, network: tf_keras.Model) -> None:
+        super().__init__()
+        self._task = task
+        self.network = network
+        self._size = task.task_config.model.input_size[0]
+        spec = tf.TensorSpec([None, self._size, self._size, 3], tf.uint8, name="images")
+        self.raw = tf.function(self._raw, input_signature=[spec])
+        self.decoded = tf.function(self._decoded, input_signature=[spec])
+
+    def _outputs(self, images: tf.Tensor) -> dict[str, Any]:
+        frame = tf.fill([tf.shape(images)[0], 2], float(self._size))
+        return self.network(self._task.normalize(tf.cast(images, tf.float32)), image_shape=frame, training=False)
+
+    def _raw(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = self._outputs(images)
+        columns = self._task.task_config.model.num_classes
+        return {
+            "raw_boxes": _flat(outputs["box_outputs"], 4),
+            "raw_scores": _flat(outputs["cls_outputs"], columns)[..., 1:],  # column 0 is the background, which is never trained
+        }
+
+    def _decoded(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = self._outputs(images)
+        return {
+            "detection_boxes": outputs["detection_boxes"],
+            "detection_scores": outputs["detection_scores"],
+            "detection_classes": outputs["detection_classes"],
+            "num_detections": outputs["num_detections"],
+        }
+
+
+def _flat(levels: dict[str, tf.Tensor], depth: int) -> tf.Tensor:
+    """Heads [B, h, w, A * depth] of each level as one float32 [B, N, depth], in the order of `AnchorSpec.boxes`."""
+    parts = [tf.reshape(levels[level], [tf.shape(levels[level])[0], -1, depth]) for level in sorted(levels, key=int)]
+    return tf.cast(tf.concat(parts, axis=1), tf.float32)
+
+
+def write(folder: str, options: "Options", best: dict[str, float], trained_on: str) -> model.ModelSpec:
+    """Writes the SavedModel of a run's best checkpoint.
+
+    Args:
+      folder: for the SavedModel.
+      options: of the verb.
+      best: the best validation's metrics.
+      trained_on: digest of the dataset that the run learned from.
+
+    Returns:
+      The spec that belongs to it.
+
+    Raises:
+      InputError: the run has no checkpoint, or its dataset has changed since.
+    """
+    config = registry.experiment("retinanet")
+    config.override(yaml.safe_load(files.read(os.path.join(options.model_dir, loop.CONFIG))))
+    checkpoint = tf.train.latest_checkpoint(os.path.join(options.model_dir, "best"))
+    if checkpoint is None:
+        raise InputError(f"--model_dir={options.model_dir} has no checkpoint in best/: run `rookery train` to its end")
+    data = dataset.read(config.task.dataset)
+    if dataset.digest(config.task.dataset) != trained_on:
+        raise InputError(f"{config.task.dataset} is not the dataset that {options.model_dir} was trained on: train again")
+    config.task.model.detection_generator.override(
+        {"pre_nms_score_threshold": options.score_floor, "nms_iou_threshold": options.nms_iou}
+    )
+    task = task_factory.get_task(config.task)
+    network = task.build_model()
+    exported = Exported(task, network)
+    exported.raw.get_concrete_function()  # creates the variables that the checkpoint fills
+    tf.train.Checkpoint(model=network).restore(checkpoint).assert_existing_objects_matched().expect_partial()
+    tf.saved_model.save(exported, folder, signatures={"raw": exported.raw, "serving_default": exported.decoded})
+    return model.ModelSpec(
+        architecture="retinanet",
+        image_size=config.task.model.input_size[0],
+        classes=data.classes,
+        anchors=retinanet.anchor_spec(config.task.model),
+        box_scales=tuple(config.task.model.detection_generator.box_coder_weights or (1.0, 1.0, 1.0, 1.0)),
+        score_threshold=best["score_threshold"] if options.score_threshold is None else options.score_threshold,
+        score_floor=options.score_floor,
+        nms_iou=options.nms_iou,
+        overlap_px=data.overlap_px,
+        validation=best,
+        dataset_digest=trained_on,
+        versions={package: version(package) for package in PACKAGES},
+    )
