@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from survey import flags
 from survey.errors import InputError
@@ -38,7 +39,7 @@ def main() -> None:
     flags.exit_with(lambda rest: _run(verb, rest), argv)
 
 
-def _run(verb: str, argv: list[str]) -> int:
+def _run(verb: str, argv: Sequence[str]) -> int:
     if verb not in VERBS:
         near = flags.nearest(verb, VERBS)
         raise InputError(f"{verb!r} is not a verb of rookery: did you mean {near!r}? Known: {', '.join(VERBS)}")

@@ -2,7 +2,7 @@
 
 Nothing in it points outside: pictures are data URIs, charts are inline SVG, there is no script, and a Content-Security-Policy in
 the page forbids everything else. Size: overviews of at most MAX_MAPS mosaics share OVERVIEW_BYTES, drawn boxes are at most
-MAX_BOXES, crops at most 24 of 256 px: about 2 MB for one mosaic, 35 MB at the very most.
+MAX_BOXES, crops at most 24 of 256 px: about 2 MB for one mosaic, 30 MB at the very most, besides the table of counts.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from survey.raster import Raster
 TEMPLATE = "report.html"
 MAX_MAPS = 40  # more are listed in the table of counts, but not drawn
 OVERVIEW_BYTES = 16 << 20  # JPEG bytes of all overviews together; base64 adds a third
-MAX_BOXES = 200_000  # drawn over all maps; the page says so where some are left out
+MAX_BOXES = 100_000  # drawn over all maps; the page says so where some are left out
 CROPS = 8  # in each row of examples
 
 
@@ -190,7 +190,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, percent=_percent, signed=_signed, ratio=_ratio, size=_size)
+    environment.filters.update(number=_number, percent=_percent, signed=_signed, ratio=_ratio, size=_size, width=_width)
     return environment.get_template(TEMPLATE).render(
         manifest=manifest,
         judged=judged,
@@ -338,7 +338,12 @@ def _number(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.0f} %"
+    return "–" if math.isnan(value) else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+
+
+def _width(value: float) -> str:
+    """A share of 1 as a CSS width; an undefined one is empty."""
+    return "0" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def _ratio(value: float) -> str:
@@ -349,7 +354,7 @@ def _signed(error: CountError) -> str:
     """-51 (-18.3 %), with a real minus sign."""
     if error.signed == 0:
         return "±0"
-    share = "" if math.isnan(error.relative) else f" ({100 * error.relative:+.1f} %)"
+    share = "" if math.isnan(error.relative) else f" ({100 * error.relative:+.1f}\N{NO-BREAK SPACE}%)"
     return f"{error.signed:+,}{share}".replace("-", "−")
 
 

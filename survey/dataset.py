@@ -111,11 +111,11 @@ class Dataset:
         Raises:
           InputError: the number lies outside the dataset.
         """
-        for mosaic in reversed(self.mosaics):
-            if patch_id >= mosaic.first_patch_id:
-                grid = mosaic.grid(self.patch_size, self.overlap_px)
-                return mosaic, grid, *grid.cell(patch_id - mosaic.first_patch_id)
-        raise InputError(f"patch_id={patch_id} is not in the dataset: its numbers start at {self.mosaics[0].first_patch_id}")
+        for mosaic in self.mosaics:
+            grid = mosaic.grid(self.patch_size, self.overlap_px)
+            if 0 <= (index := patch_id - mosaic.first_patch_id) < len(grid):
+                return mosaic, grid, *grid.cell(index)
+        raise InputError(f"patch_id={patch_id} is not in this dataset: patches.parquet lists its numbers")
 
 
 def write(folder: str, dataset: Dataset) -> None:

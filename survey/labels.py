@@ -62,6 +62,8 @@ def read(path: str) -> LabelMap:
     message = _StringIntLabelMap()
     try:
         text_format.Parse(files.read(path).decode(), message)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: a label map (StringIntLabelMap, .pbtxt) is expected there") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a StringIntLabelMap: {error}") from error
     names = {item.id: item.name or item.display_name for item in message.item}

@@ -1,5 +1,6 @@
 """rookery report, through run(argv): one page that holds all it shows, and shows text from data as text."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -8,11 +9,13 @@ import pytest
 
 from inference import charts, evaluate, pictures
 from inference.report import run
-from survey import detections
+from survey import detections, model
+from survey.anchors import AnchorSpec
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
 from survey.geometry import Mosaic
 from survey.metrics import Operating
+from survey.model import ModelSpec
 from survey.raster import Raster
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -259,6 +262,20 @@ def test_chart_geometry_by_hand():
     assert (chart.bars[12].counted_y, chart.bars[12].rest_y) == (109.3, 14)  # 2 of 3 and 3 of 3: 300 - 286 * 2 / 3
     assert chart.bars[24].counted_height == pytest.approx(95.3)
     assert chart.threshold_x == 260
+
+
+def test_the_models_dataset_is_named_while_the_model_is_the_same(survey):
+    folder = str(survey / "model")
+    anchors = AnchorSpec(min_level=3, max_level=5, num_scales=1, aspect_ratios=(1.0,), anchor_size=3.0)
+    spec = ModelSpec("retinanet", 416, ("gull",), anchors, (1, 1, 1, 1), 0.5, 0.05, 0.4, 64, {"f1": 0.61}, "ef" * 32, {})
+    model.write(folder, spec)
+    manifest, found = detections.read(str(survey / "found"))
+    detections.write(str(survey / "found"), dataclasses.replace(manifest, model=folder, model_digest=model.digest(folder)), found)
+    words = report(survey)[1].words()
+    assert "ef" * 32 in words
+    assert "f1 0.61" in words
+    model.write(folder, dataclasses.replace(spec, nms_iou=0.5))
+    assert "the model that made these detections is not in its folder now" in report(survey)[1].words()
 
 
 def test_moved_and_missing_mosaics(survey):

@@ -6,7 +6,9 @@ import tensorflow as tf
 
 from tpu_train.augment import Augment, keep_visible, random_view
 
-STILL = Augment(scale_min=1.0, scale_max=1.0, flip=False, quarter_turn=False, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0)
+STILL = Augment(
+    scale_min=1.0, scale_max=1.0, flip=False, quarter_turn=False, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0
+)
 
 
 def bright_box(image: np.ndarray) -> np.ndarray:
@@ -32,7 +34,9 @@ def test_boxes_follow_pixels(jit: bool) -> None:
     images = np.zeros((count, 128, 128, 3), np.uint8)
     images[:, 50:80, 60:78] = 255
     boxes = np.tile(np.array([[[50, 60, 80, 78]]], np.float32), (count, 1, 1))
-    config = Augment(scale_min=0.7, scale_max=1.4, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0, min_visible=0.3)
+    config = Augment(
+        scale_min=0.7, scale_max=1.4, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0, min_visible=0.3
+    )
     view = tf.function(lambda i, b, c: random_view(i, b, c, size=size, config=config, seed=tf.constant([1, 2])), jit_compile=jit)
     out, moved, classes = (x.numpy() for x in view(tf.constant(images), tf.constant(boxes), tf.ones((count, 1), tf.int32)))
     shown = classes[:, 0] > 0

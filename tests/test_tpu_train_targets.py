@@ -59,7 +59,7 @@ def test_equals_model_garden(match: float, unmatched: float) -> None:
 
 
 def test_ignore_band_exists() -> None:
-    """A box of 20 px on an anchor of 24 px at the same centre: IoU 400 / 576 = 0.69, ignored between 0.6 and 0.7 unless forced."""
+    """Two boxes near one place: the anchors that overlap them at 0.6 to 0.95 and are nobody's best are ignored."""
     spec = AnchorSpec(3, 3, num_scales=2, aspect_ratios=(1.0,), anchor_size=3.0)  # sides 24 and 33.9 px
     boxes = tf.constant([[[2.0, 2.0, 22.0, 22.0], [2.0, 2.0, 26.0, 26.0]]])  # the second one is nearer to its own anchor
     found = targets.assign(spec.boxes(64), boxes, tf.constant([[1, 2]]), match_threshold=0.95, unmatched_threshold=0.6)

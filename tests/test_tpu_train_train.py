@@ -156,7 +156,20 @@ def test_validation_counts_each_object_once(data: str) -> None:
 def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A short run on squares learns them; its export decodes with our reference to what Model Garden's own decoder says."""
     run, out = str(tmp_path / "run"), str(tmp_path / "model")
-    argv = ["--dataset", data, "--model_dir", run, "--steps", "60", "--batch_size", "4", "--validate_every", "30", "--image_size", "96"]
+    argv = [
+        "--dataset",
+        data,
+        "--model_dir",
+        run,
+        "--steps",
+        "60",
+        "--batch_size",
+        "4",
+        "--validate_every",
+        "30",
+        "--image_size",
+        "96",
+    ]
     assert train.run([*argv, "--params_override", "task.augmentation.quarter_turn=false"]) == 0
     assert "F1" in capsys.readouterr().out
     best = json.loads((tmp_path / "run/best/info.json").read_text())

@@ -5,6 +5,7 @@ checkpoint, so that its weights can be assigned by name.
 """
 
 import dataclasses
+from typing import Any
 
 import tf_keras
 from official.vision.configs import backbones
@@ -49,16 +50,16 @@ class EfficientNetLite0(tf_keras.Model):
         norm_momentum: float,
         kernel_regularizer: tf_keras.regularizers.Regularizer | None = None,
     ) -> None:
-        def conv(x, filters: int, kernel: int, stride: int, name: str):
+        def conv(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
             layer = tf_keras.layers.Conv2D(
                 filters, kernel, stride, "same", use_bias=False, kernel_regularizer=kernel_regularizer, name=name
             )
             return layer(x)
 
-        def norm(x, name: str):
+        def norm(x: Any, name: str) -> Any:
             return tf_keras.layers.BatchNormalization(momentum=norm_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
 
-        def relu6(x):
+        def relu6(x: Any) -> Any:
             return tf_keras.layers.ReLU(6.0)(x)
 
         image = tf_keras.Input(input_specs.shape[1:])
