@@ -110,8 +110,24 @@ def run(argv: Sequence[str]) -> int:
     paths = _find_mosaics(manifest, options.mosaics)
     page = render(manifest, found, judged, boxes, paths)
     files.write(options.output, page.encode())
-    print(f"written: {options.output} ({_size(len(page) / 1e6)} MB, one file, opens offline)")
+    print(headline(manifest, judged))
+    print(f"open {options.output} ({_size(len(page) / 1e6)} MB, one file, needs no network)")
     return 0
+
+
+def headline(manifest: Manifest, judged: Evaluation | None) -> str:
+    """The result in a line or two: the count, and beside annotations how far off it is and why."""
+    if judged is None:
+        totals = {label: sum(tally[label] for tally in manifest.counts.values()) for label in manifest.classes}
+        return "counted " + ", ".join(f"{number:,} {label}" for label, number in totals.items())
+    at = judged.overall.at_iou[0]
+    chosen = at.at_score_threshold
+    count = CountError(chosen.tp + chosen.fp, judged.overall.truths)
+    percent = "" if math.isnan(count.relative) else f" ({100 * count.relative:+.1f} %)"
+    return (
+        f"counted {count.found:,} objects, people marked {count.true:,}{percent}\n"
+        f"F1 {chosen.f1:.3f} at IoU {at.iou:g} (precision {chosen.precision:.3f}, recall {chosen.recall:.3f}), AP {at.ap:.3f}"
+    )
 
 
 def _read_evaluation(options: Options) -> tuple[Evaluation | None, list[Box]]:

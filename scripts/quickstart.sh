@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From two real orthomosaics to a trained detector, a count and a map: the whole job of Rookery on a laptop's CPU.
 # usage: ./scripts/quickstart.sh [FOLDER]     default: runs/quickstart; run it again to go on where it stopped
+# shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 run=${1:-runs/quickstart}
 began=$SECONDS
@@ -36,5 +37,4 @@ rookery evaluate --detections "$run/detections" --annotations "$unseen.xml" --io
 
 say "Report: one page to look at"
 rookery report --detections "$run/detections" --output "$run/report.html"
-
-python - "$run/detections/evaluation.json" <<'PYTHON'
+say "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"

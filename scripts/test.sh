@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold: style, types, shell scripts, tests. Makes its own environment.
 # usage: ./scripts/test.sh [PYTEST ARGUMENT ...]
+# shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
 environment dev

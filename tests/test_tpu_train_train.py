@@ -77,6 +77,7 @@ def test_defaults_come_from_the_dataset(data: str) -> None:
         ({"max_boxes": 1}, r"--max_boxes=1 would cut objects off: a patch holds \d+"),
         ({"val_split": "test"}, r"--val_split=test: the dataset has patches in train, val"),
         ({"steps": 0}, r"--steps=0: must be above 0"),
+        ({"init": "nowhere/ckpt"}, r"--init=nowhere/ckpt: is neither imagenet nor scratch"),
     ],
 )
 def test_contradictions_are_refused(data: str, flags: dict[str, object], message: str) -> None:
@@ -156,34 +157,29 @@ def test_validation_counts_each_object_once(data: str) -> None:
 def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A short run on squares learns them; its export decodes with our reference to what Model Garden's own decoder says."""
     run, out = str(tmp_path / "run"), str(tmp_path / "model")
-    argv = [
-        "--dataset",
-        data,
-        "--model_dir",
-        run,
-        "--steps",
-        "60",
-        "--batch_size",
-        "4",
-        "--validate_every",
-        "30",
-        "--image_size",
-        "96",
-    ]
+    short = "--steps 120 --batch_size 4 --validate_every 60 --image_size 96 --learning_rate 0.003"
+    argv = ["--dataset", data, "--model_dir", run, *short.split()]
     assert train.run([*argv, "--params_override", "task.augmentation.quarter_turn=false"]) == 0
     assert "F1" in capsys.readouterr().out
     best = json.loads((tmp_path / "run/best/info.json").read_text())
     assert best["f1"] > 0.5
-    with pytest.raises(InputError, match="params_override"):
-        train.run(["--dataset", data, "--model_dir", str(tmp_path / "typo"), "--params_override", "task.augmentation.turn=false"])
+    for typo, message in (
+        ("task.augmentation.turn=false", "params_override"),
+        ("task.model.backbone.type=resnet", "not for resnet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.run(["--dataset", data, "--model_dir", str(tmp_path / "typo"), "--params_override", typo])
 
     assert export.run(["--model_dir", run, "--output", out]) == 0
     spec = model.read(out)
     assert spec.classes == ("square",)
     assert spec.image_size == SIZE
     assert spec.score_threshold == best["score_threshold"]
-    with pytest.raises(InputError, match="not empty"):
-        export.run(["--model_dir", run, "--output", out])
+    capsys.readouterr()
+    assert export.run(["--model_dir", run, "--output", out]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds something else"):
+        export.run(["--model_dir", run, "--output", out, "--nms_iou", "0.7"])
 
     batch = next(iter(host.read(data, "val", training=False, batch_size=4, max_boxes=50, seed=0)))
     loaded = tf.saved_model.load(f"{out}/{model.SAVED_MODEL}")

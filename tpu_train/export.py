@@ -37,8 +37,9 @@ def run(argv: Sequence[str]) -> int:
     options, _ = flags.parse(Options, argv, prog="rookery export")
     made = files.read_json(os.path.join(options.model_dir, "train.json"), "the record of a run of `rookery train`")
     best = files.read_json(os.path.join(options.model_dir, INFO), "the best validation, which `rookery train` writes at its end")
-    if os.path.isdir(options.output) and os.listdir(options.output):
-        raise InputError(f"--output={options.output} is not empty: name a new folder, or remove it")
+    if _already_exported(options, best, made["dataset"]):
+        print(f"export: {options.output} already holds this model, nothing to do")
+        return 0
     from tpu_train import saved_model  # TensorFlow takes seconds to import
 
     # The spec comes last: a folder without it is not a model, and the next try may overwrite what is there.
@@ -55,6 +56,23 @@ def run(argv: Sequence[str]) -> int:
         f"export: next: rookery predict --model {options.output} --mosaics 'GLOB' --output DIR"
     )
     return 0
+
+
+def _already_exported(options: Options, best: dict[str, float], trained_on: str) -> bool:
+    """Whether the output is this very export.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    if not os.path.isdir(options.output) or not os.listdir(options.output):
+        return False
+    if os.path.exists(os.path.join(options.output, model.SPEC)):
+        there = model.read(options.output)
+        threshold = best["score_threshold"] if options.score_threshold is None else options.score_threshold
+        found = (there.validation, there.dataset_digest, there.score_threshold, there.score_floor, there.nms_iou)
+        if found == (best, trained_on, threshold, options.score_floor, options.nms_iou):
+            return True
+    raise InputError(f"--output={options.output} holds something else: name a new folder, or remove it")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,9 @@ def configure(options: Options, plan: Plan) -> config_definitions.ExperimentConf
     except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
         raise InputError(f"--config or --params_override: {error}") from error
     config.validate()
+    backbone = config.task.model.backbone.type
+    if config.task.init == "imagenet" and backbone != "efficientnet_lite0":
+        raise InputError(f"--init=imagenet has weights for efficientnet_lite0, not for {backbone}: give a checkpoint, or scratch")
     return config
 
 
@@ -86,6 +89,8 @@ def train(options: Options, plan: Plan) -> None:
     # (AlreadyExistsError: .../AddOpsRewrite_add_3/tmp_var).
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     strategy, device = strategies.pick()
+    if device.startswith("CPU"):
+        tf.config.experimental.enable_op_determinism()  # costs nothing there, and two runs of one seed agree to the last bit
     if device.startswith("TPU"):
         tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     print(

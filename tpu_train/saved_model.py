@@ -1,7 +1,7 @@
 """A trained checkpoint as a SavedModel with the raw heads and a decoded signature (the model contract, `survey.model`)."""
 
+import logging
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -9,15 +9,13 @@ import tf_keras
 import yaml
 from official.core import task_factory
 
-from survey import dataset, files, model
+from survey import dataset, files, model, provenance
 from survey.errors import InputError
 from tpu_train import loop, registry
 from tpu_train.experiments import retinanet
 
 if TYPE_CHECKING:
     from tpu_train.export import Options
-
-PACKAGES = ("rookery", "tensorflow", "tf-models-official", "numpy")
 
 
 class Exported(tf.Module):
@@ -95,6 +93,7 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
     exported = Exported(task, network)
     exported.raw.get_concrete_function()  # creates the variables that the checkpoint fills
     tf.train.Checkpoint(model=network).restore(checkpoint).assert_existing_objects_matched().expect_partial()
+    tf.get_logger().setLevel(logging.ERROR)  # Keras warns of a layer without weights that it will not save as a Keras layer
     tf.saved_model.save(exported, folder, signatures={"raw": exported.raw, "serving_default": exported.decoded})
     return model.ModelSpec(
         architecture="retinanet",
@@ -108,5 +107,5 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
         overlap_px=data.overlap_px,
         validation=best,
         dataset_digest=trained_on,
-        versions={package: version(package) for package in PACKAGES},
+        versions=provenance.versions("tensorflow", "tf-models-official", "numpy"),
     )

@@ -54,6 +54,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"--{name}={value}: must be above 0")
+        found = any(os.path.exists(path) for path in (f"{self.init}.index", os.path.join(self.init, "checkpoint")))
+        if self.init not in ("imagenet", "scratch") and "://" not in self.init and not found:
+            raise InputError(
+                f"--init={self.init}: is neither imagenet nor scratch, and there is no TensorFlow checkpoint of that name"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Task(garden.RetinaNetTask):
       train_size: side of the training crops in pixels; validation and inference see whole patches (model.input_size).
       max_boxes: rows of the padded boxes of a patch.
       init: "imagenet", "scratch", or the path of a Model Garden checkpoint.
+      pixel_offset, pixel_scale: the network sees (pixel - offset) / scale; the defaults are those of the ImageNet weights.
       freeze_level: the backbone keeps its weights up to this level of the pyramid (stride 2^level), batch statistics included; 0
         trains all of it. Early layers are generic, and most of a step's time goes through them backward.
       match_threshold, unmatched_threshold: IoU from which an anchor is positive, and below which it is background.
@@ -68,6 +69,8 @@ class Task(garden.RetinaNetTask):
     train_size: int = 0
     max_boxes: int = 0
     init: str = "imagenet"
+    pixel_offset: float = efficientnet_lite.PIXEL_OFFSET
+    pixel_scale: float = efficientnet_lite.PIXEL_SCALE
     freeze_level: int = 2
     match_threshold: float = 0.5
     unmatched_threshold: float = 0.4
@@ -127,8 +130,11 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             model = super().build_model()
         finally:
             model_config.override({"input_size": size})
-        if self.task_config.init != "scratch":
-            _freeze(model.backbone, self.task_config.freeze_level)
+        _train_only(
+            model.backbone,
+            above=self.task_config.freeze_level if self.task_config.init != "scratch" else 0,
+            up_to=model_config.max_level,
+        )
         return model
 
     def initialize(self, model: tf_keras.Model) -> None:
@@ -137,8 +143,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         if init == "imagenet":
             pretrained.load_lite0(model.backbone, pretrained.lite0_weights_path())
         elif init != "scratch":
-            self.task_config.override({"init_checkpoint": init})
-            super().initialize(model)
+            pretrained.load_checkpoint(model, init)
 
     def build_inputs(self, params: Data, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
         """Batches of `tpu_train.input.read`."""
@@ -207,7 +212,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """Pixels 0..255 as the backbone wants them, in the compute type of the policy."""
-        images = (images - efficientnet_lite.PIXEL_OFFSET) / efficientnet_lite.PIXEL_SCALE
+        images = (images - self.task_config.pixel_offset) / self.task_config.pixel_scale
         return tf.cast(images, tf_keras.mixed_precision.global_policy().compute_dtype)
 
     def targets(self, boxes: tf.Tensor, classes: tf.Tensor, size: int) -> dict[str, Any]:
@@ -234,8 +239,19 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         }
 
 
-def _freeze(backbone: tf_keras.Model, level: int) -> None:
-    """Stops training of the layers that lead to the features of `level`; Keras then also uses their stored batch statistics."""
-    if level:
-        for layer in tf_keras.Model(backbone.inputs, backbone.output[str(level)]).layers:
-            layer.trainable = False
+def _train_only(backbone: tf_keras.Model, *, above: int, up_to: int) -> None:
+    """Leaves trainable only what lies between two levels of the pyramid.
+
+    Layers that lead to level `above` keep their weights, and Keras then also uses their stored batch statistics; layers that only
+    lead to levels beyond `up_to` have no use: the pyramid does not look there.
+    """
+    features = {int(level): feature for level, feature in backbone.output.items()}
+
+    def leading_to(levels: list[int]) -> set[str]:
+        return {layer.name for layer in tf_keras.Model(backbone.inputs, [features[level] for level in levels]).layers}
+
+    wanted = leading_to([level for level in features if level <= up_to])
+    if above:
+        wanted -= leading_to([above])
+    for layer in backbone.layers:
+        layer.trainable = layer.name in wanted
