@@ -24,7 +24,7 @@ rookery shard --mosaics "$known.png" --annotations "$known.xml" --annotation_for
 
 say "Train: RetinaNet on an EfficientNet-Lite0 that has seen ImageNet"
 rookery train --dataset "$run/dataset" --model retinanet --model_dir "$run/training" \
-  --config tpu_train/configs/retinanet_lite0_cpu.yaml --image_size 256 --steps 900
+  --config tpu_train/configs/retinanet_lite0_cpu.yaml --image_size 256 --steps 500 --validate_every 100
 
 say "Export: SavedModel and model.json"
 rookery export --model_dir "$run/training" --output "$run/model"
