@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from inference import evaluation
 from inference.evaluation import AtIou, Count, Evaluation, Scores
-from survey import boxes as box_math
 from survey import detections as detections_contract
-from survey import files, flags, metrics, provenance
+from survey import files, flags, metrics, provenance, truth
 from survey.annotations import FORMATS
 from survey.annotations.annotation import Annotation
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
-from survey.geometry import Mosaic
 from survey.metrics import COCO_IOUS, CountError, Frame, Operating, Outcomes
+from survey.mosaics import stem
+from survey.truth import Objects, Truth
 
 # Enough points for a curve 1,000 px wide; a survey with a million detections must not make a file of that many numbers.
 CURVE_POINTS = 500
@@ -50,28 +50,13 @@ class Options:
             raise InputError(f"--iou={','.join(f'{iou:g}' for iou in self.iou)}: gives a threshold twice")
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Annotated objects, clipped to their mosaics.
-
-    Attributes:
-      boxes_mosaic_px: float64 [M, 4] of each annotated mosaic, by name.
-      class_ids: int [M], from 1, by mosaic name.
-      counts: boxes read, clipped and dropped.
-    """
-
-    boxes_mosaic_px: dict[str, np.ndarray]
-    class_ids: dict[str, np.ndarray]
-    counts: dict[str, int]
-
-
 def run(argv: Sequence[str]) -> int:
     """Evaluates, prints a summary and writes evaluation.json and matches.parquet."""
     options, _ = flags.parse(Options, argv, prog="rookery evaluate")
     manifest, found = detections_contract.read(options.detections)
     paths = files.match(options.annotations, "annotations")
-    truth = read_truth(paths, options.annotation_format, manifest)
-    result, matches = evaluate(manifest, found, truth, paths, options)
+    marked = read_truth(paths, options.annotation_format, manifest)
+    result, matches = evaluate(manifest, found, marked, paths, options)
     output = options.output or options.detections
     evaluation.write(output, result, matches)
     print(summary(result))
@@ -82,8 +67,7 @@ def run(argv: Sequence[str]) -> int:
 def read_truth(paths: Sequence[str], annotation_format: str, manifest: Manifest) -> Truth:
     """Reads annotations of the predicted mosaics.
 
-    An annotation belongs to the mosaic whose name is its image's file name without ending. A file without objects says that the
-    mosaic of the file's own name is empty, so that every detection there is false.
+    A file without objects says that the mosaic of the file's own name is empty, so that every detection there is false.
 
     Args:
       paths: annotation files.
@@ -93,59 +77,24 @@ def read_truth(paths: Sequence[str], annotation_format: str, manifest: Manifest)
     Raises:
       InputError: an image that was not predicted, one of another size, a class that the model lacks, or no annotated mosaic.
     """
-    mosaics = {mosaic.name: mosaic for mosaic in manifest.mosaics}
-    annotated: dict[str, list[Annotation]] = {}
+    names = {mosaic.name for mosaic in manifest.mosaics}
+    objects: list[Annotation] = []
     sources: dict[str, str] = {}
     for path in paths:
-        objects = list(FORMATS[annotation_format].read(path))
-        owners = [_owner(one, mosaics).name for one in objects]
-        if not objects and _stem(path) in mosaics:
-            owners = [_stem(path)]
-        for name in dict.fromkeys(owners):
+        here = list(FORMATS[annotation_format].read(path))
+        for name in dict.fromkeys(stem(one.image) for one in here) or {stem(path)} & names:
             if name in sources:
                 raise InputError(f"{sources[name]} and {path} both annotate mosaic {name}: narrow --annotations to one of them")
-            sources[name], annotated[name] = path, []
-        for name, one in zip(owners, objects, strict=False):
-            annotated[name].append(one)
-    _check_classes(annotated.values(), manifest)
-    if not annotated:
-        raise InputError(f"the {len(paths)} annotation files label no object: predicted were {', '.join(sorted(mosaics))}")
-    boxes, class_ids, counts = {}, {}, {"read": 0, "clipped": 0, "dropped": 0}
-    for name, objects in annotated.items():
-        given = np.array([one.box for one in objects], np.float64).reshape(-1, 4)
-        clipped = box_math.clip(given, mosaics[name].height, mosaics[name].width)
-        left = box_math.area(clipped) > 0
-        ids = np.array([manifest.classes.index(one.class_name) + 1 for one in objects], np.int32)
-        boxes[name], class_ids[name] = clipped[left], ids[left]
-        counts["read"] += len(objects)
-        counts["clipped"] += int((left & (clipped != given).any(axis=1)).sum())
-        counts["dropped"] += int((~left).sum())
-    return Truth(boxes, class_ids, counts)
+            sources[name] = path
+        objects += here
+    _check_classes({one.class_name for one in objects}, manifest)
+    found = truth.by_mosaic(objects, manifest.mosaics, manifest.classes, named_in="the model")
+    if not sources:
+        raise InputError(f"the {len(paths)} annotation files label no object: predicted were {', '.join(sorted(names))}")
+    return Truth({name: found.objects.get(name, Objects.none()) for name in sources}, found.counts, found.offenders)
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path.replace("\\", "/")))[0]
-
-
-def _owner(one: Annotation, mosaics: dict[str, Mosaic]) -> Mosaic:
-    mosaic = mosaics.get(_stem(one.image))
-    if mosaic is None:
-        raise InputError(
-            f"{one.source} annotates {one.image}, which was not predicted; predicted: {', '.join(sorted(mosaics))}. "
-            "Narrow --annotations, or predict that mosaic too"
-        )
-    if one.image_size is not None and one.image_size != (mosaic.height, mosaic.width):
-        raise InputError(
-            f"{one.source} says that {one.image} is {one.image_size[0]} px high and {one.image_size[1]} wide, the predicted "
-            f"mosaic is {mosaic.height} high and {mosaic.width} wide: annotate and predict the same file"
-        )
-    if not np.isfinite(one.box).all():
-        raise InputError(f"{one.source}: a box of {one.class_name!r} is {one.box}: must be finite numbers")
-    return mosaic
-
-
-def _check_classes(annotated: Iterable[list[Annotation]], manifest: Manifest) -> None:
-    named = {one.class_name for objects in annotated for one in objects}
+def _check_classes(named: set[str], manifest: Manifest) -> None:
     if not named <= set(manifest.classes):
         raise InputError(
             f"the annotations have the classes {', '.join(sorted(named))}, the model was exported for "
@@ -155,28 +104,28 @@ def _check_classes(annotated: Iterable[list[Annotation]], manifest: Manifest) ->
 
 
 def evaluate(
-    manifest: Manifest, found: dict[str, Detections], truth: Truth, paths: Sequence[str], options: Options
+    manifest: Manifest, found: dict[str, Detections], marked: Truth, paths: Sequence[str], options: Options
 ) -> tuple[Evaluation, pa.Table]:
     """Computes everything; nothing is printed or written.
 
     Args:
       manifest: of the detections.
       found: detections by mosaic.
-      truth: what `read_truth` gave.
+      marked: what `read_truth` gave.
       paths: the annotation files, for provenance.
       options: of the run.
 
     Returns:
       (what evaluation.json holds, the table of matches).
     """
-    names = [mosaic.name for mosaic in manifest.mosaics if mosaic.name in truth.boxes_mosaic_px]
+    names = [mosaic.name for mosaic in manifest.mosaics if mosaic.name in marked.objects]
     frames = {
         name: Frame(
             found[name].boxes_mosaic_px,
             found[name].scores,
             found[name].class_ids,
-            truth.boxes_mosaic_px[name],
-            truth.class_ids[name],
+            marked.objects[name].boxes_mosaic_px,
+            marked.objects[name].class_ids,
         )
         for name in names
     }
@@ -192,7 +141,7 @@ def evaluate(
         },
         counts=tuple(_counts(frames, manifest)),
         unannotated=tuple(mosaic.name for mosaic in manifest.mosaics if mosaic.name not in frames),
-        truth=truth.counts,
+        truth=marked.counts,
         annotations={path: files.sha256(path) for path in paths},
         detections=digests(options.detections),
         model_digest=manifest.model_digest,
@@ -274,10 +223,11 @@ def summary(result: Evaluation) -> str:
         f"evaluated {len(mosaics)} mosaic{'s' * (len(mosaics) > 1)}: {result.overall.truths} annotated objects, "
         f"{result.overall.detections} detections, of which {counting} count (score >= {result.score_threshold:.3g})"
     ]
-    if result.truth["clipped"] or result.truth["dropped"]:
+    read, clipped, dropped = (result.truth[f"objects_{k}"] for k in ("read", "clipped_to_mosaic", "empty_or_outside_mosaic"))
+    if clipped or dropped:
         lines.append(
-            f"note: of {result.truth['read']} annotated boxes {result.truth['clipped']} were clipped to their mosaic and "
-            f"{result.truth['dropped']} dropped, because nothing of them lies inside it"
+            f"note: of {read} annotated boxes {clipped} were clipped to their mosaic and "
+            f"{dropped} dropped, because nothing of them lies inside it"
         )
     if result.unannotated:
         lines.append(f"note: no annotations for {', '.join(result.unannotated)}: in no number below")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from beam_jobs import quiet
 from inference import parts, stitch, views
 from survey import detections, files, flags, model, provenance
+from survey import mosaics as survey_mosaics
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
 from survey.geometry import Mosaic
 from survey.progress import Progress, Watch
-from survey.raster import Raster
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -77,7 +77,8 @@ def run(argv: Sequence[str]) -> int:
             f"--score_threshold={threshold}: must be at least the model's score_floor={spec.score_floor}, "
             "below which it keeps no detections"
         )
-    mosaics = survey_mosaics(files.match(options.mosaics, "mosaics"), spec.image_size, overlap_px)
+    paths = files.match(options.mosaics, "mosaics")
+    mosaics = survey_mosaics.read(paths, patch_size=spec.image_size, overlap_px=overlap_px)
     manifest = Manifest(
         model=options.model,
         model_digest=model.digest(options.model),
@@ -104,36 +105,6 @@ def run(argv: Sequence[str]) -> int:
     parts.clear(options.output)
     print(_summary(options, manifest))
     return 0
-
-
-def survey_mosaics(paths: Sequence[str], patch_size: int, overlap_px: int) -> tuple[Mosaic, ...]:
-    """What is known of the mosaics before any pixel is searched, their patches numbered one mosaic after the other.
-
-    Args:
-      paths: the image files.
-      patch_size: side of a patch in pixels.
-      overlap_px: pixels that neighbouring patches share.
-
-    Raises:
-      InputError: one cannot be read, or two share a name.
-    """
-    by_name: dict[str, str] = {}
-    mosaics = []
-    first = 0
-    for path in paths:
-        name = os.path.splitext(os.path.basename(path))[0]
-        if name in by_name:
-            raise InputError(
-                f"--mosaics matches {by_name[name]} and {path}, both named {name!r}: detections are told apart by that name, "
-                "so rename one, or give a narrower pattern"
-            )
-        by_name[name] = path
-        with Raster(path) as raster:
-            header = dataclasses.asdict(raster.info())
-        mosaic = Mosaic(name=name, path=path, sha256=files.sha256(path), first_patch_id=first, **header)
-        first += len(mosaic.grid(patch_size, overlap_px))
-        mosaics.append(mosaic)
-    return tuple(mosaics)
 
 
 def plan(mosaics: Sequence[Mosaic], patch_size: int, overlap_px: int) -> list[tuple[Mosaic, range]]:

@@ -8,35 +8,20 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline import split
-from survey import boxes, labels
+from survey import boxes, labels, truth
 from survey.annotations.annotation import Annotation
 from survey.dataset import QUANTILES, Statistics, shard_file
 from survey.errors import InputError
-from survey.flags import nearest
 from survey.geometry import Mosaic, PatchGrid, Window
 from survey.labels import LabelMap
-
-OFFENDERS_SHOWN = 3  # enough to find the mistake in the annotation tool; the counts say how many there are
-
-
-@dataclass(frozen=True, slots=True)
-class Objects:
-    """The labelled objects of one mosaic, clipped to it.
-
-    Attributes:
-      boxes_mosaic_px: [N, 4], yxyx.
-      class_ids: [N], from 1.
-    """
-
-    boxes_mosaic_px: np.ndarray
-    class_ids: np.ndarray
+from survey.truth import Objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +115,7 @@ def make(
     """Plans a dataset.
 
     Args:
-      mosaics: in any order, without patch numbers.
+      mosaics: numbered (`survey.mosaics`).
       annotations: of these mosaics.
       classes: the label map, None to take the classes seen.
       patch_size: side of a patch in pixels.
@@ -143,25 +128,22 @@ def make(
       InputError: an annotation of an unknown image or class, no object at all, or a split that cannot be made.
     """
     annotations = list(annotations)
-    mosaics = numbered(mosaics, patch_size, overlap_px)
     if classes is None:
         classes = labels.from_names(annotation.class_name for annotation in annotations)
-    counts: Counter[str] = Counter()
-    offenders: dict[str, list[str]] = {}
+    marked = truth.by_mosaic(annotations, mosaics, classes, named_in="the label map")
+    if not any(len(objects.class_ids) for objects in marked.objects.values()):
+        raise InputError(
+            f"--annotations hold {len(annotations)} objects, of which none lies in a mosaic: there is nothing to learn from"
+        )
+    counts = Counter(marked.counts)
 
-    def count(reason: str, number: int = 1, case: str = "") -> None:
-        counts[reason] += number
-        if case and len(offenders.setdefault(reason, [])) < OFFENDERS_SHOWN:
-            offenders[reason].append(case)
-
-    objects = by_mosaic(mosaics, annotations, classes, count)
     grids = {mosaic.name: mosaic.grid(patch_size, overlap_px) for mosaic in mosaics}
     assignment = split.assign(grids, fractions)
     patches: list[PlannedPatch] = []
     for mosaic in mosaics:
-        patches += _patches(
-            mosaic, grids[mosaic.name], assignment.cells[mosaic.name], objects.get(mosaic.name), min_visible, count
-        )
+        objects = marked.objects.get(mosaic.name, Objects.none())
+        patches += _patches(mosaic, grids[mosaic.name], assignment.cells[mosaic.name], objects, min_visible, counts)
+        counts["mosaics_without_objects"] += not len(objects.class_ids)
     for name in fractions:
         counts[f"patches_{name}"] = sum(patch.split == name for patch in patches)
     counts["mosaics"] = len(mosaics)
@@ -172,82 +154,7 @@ def make(
         for shard in _shards(name, [patch for patch in patches if patch.split == name], records_per_shard)
     )
     statistics = _statistics(patches, classes, list(fractions))
-    return Plan(mosaics, classes, shards, assignment.by, statistics, dict(sorted(counts.items())), offenders)
-
-
-def numbered(mosaics: Sequence[Mosaic], patch_size: int, overlap_px: int) -> tuple[Mosaic, ...]:
-    """The mosaics in the order of their names, each with the number of its first patch."""
-    first, result = 0, []
-    for mosaic in sorted(mosaics, key=lambda mosaic: mosaic.name):
-        result.append(dataclasses.replace(mosaic, first_patch_id=first))
-        first += len(mosaic.grid(patch_size, overlap_px))
-    return tuple(result)
-
-
-def by_mosaic(
-    mosaics: Sequence[Mosaic], annotations: Sequence[Annotation], classes: LabelMap, count: Callable[..., None]
-) -> dict[str, Objects]:
-    """Annotations grouped by mosaic and clipped to it; what is left of nothing is dropped and counted.
-
-    Args:
-      mosaics: all of them.
-      annotations: in any order; the image's file name without folder and ending is the mosaic's name.
-      classes: the label map.
-      count: called with a reason, a number, and a case in words.
-
-    Raises:
-      InputError: an image that is not among the mosaics, another image size than the mosaic's, a class the label map lacks.
-    """
-    known = {mosaic.name: mosaic for mosaic in mosaics}
-    ids = {name: i for i, name in enumerate(classes, start=1)}
-    kept: dict[str, list[tuple[np.ndarray, int]]] = {}
-    for annotation in annotations:
-        mosaic = known.get(stem(annotation.image))
-        if mosaic is None:
-            near = known[nearest(stem(annotation.image), known)].path
-            raise InputError(
-                f"{annotation.source} annotates image {annotation.image!r}, which is not among the {len(known)} mosaics "
-                f"(nearest: {near}): add the image to --mosaics, or leave the file out of --annotations"
-            )
-        if annotation.image_size not in (None, (mosaic.height, mosaic.width)):
-            raise InputError(
-                f"{annotation.source} was made for an image of (height, width) {annotation.image_size}, but {mosaic.path} has "
-                f"{(mosaic.height, mosaic.width)}: its boxes would be misplaced; annotate this version of the image"
-            )
-        if annotation.class_name not in ids:
-            raise InputError(
-                f"{annotation.source} has class {annotation.class_name!r}, which the label map lacks (it has "
-                f"{', '.join(classes)}): add it to the label map, or correct it to {nearest(annotation.class_name, classes)!r}"
-            )
-        count("objects_read")
-        box = np.array([annotation.box])
-        clipped = boxes.clip(box, mosaic.height, mosaic.width)
-        case = f"{annotation.source}: {annotation.class_name} at yxyx {annotation.box}"
-        if not boxes.area(clipped)[0] > 0:  # also where a corner is not a number
-            count("objects_empty_or_outside_mosaic", case=case)
-            continue
-        if (clipped != box).any():
-            count("objects_clipped_to_mosaic", case=case)
-        kept.setdefault(mosaic.name, []).append((clipped[0], ids[annotation.class_name]))
-    if not kept:
-        raise InputError(
-            f"--annotations hold {len(annotations)} objects, of which none lies in a mosaic: there is nothing to learn from"
-        )
-    count("mosaics_without_objects", len(known) - len(kept))
-    return {
-        name: Objects(np.array([box for box, _ in pairs]), np.array([class_id for _, class_id in pairs]))
-        for name, pairs in kept.items()
-    }
-
-
-def stem(path: str) -> str:
-    r"""File name without folder and ending, as it names a mosaic; annotation tools on Windows write backslashes.
-
-    >>> stem("C:\\survey\\north.1.tif")
-    'north.1'
-    """
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if "." in name[1:] else name
+    return Plan(tuple(mosaics), classes, shards, assignment.by, statistics, dict(sorted(counts.items())), marked.offenders)
 
 
 def label(window: Window, boxes_mosaic_px: np.ndarray, min_visible: float) -> tuple[np.ndarray, np.ndarray]:
@@ -289,11 +196,10 @@ def _patches(
     mosaic: Mosaic,
     grid: PatchGrid,
     cells: Mapping[tuple[int, int], str],
-    objects: Objects | None,
+    objects: Objects,
     min_visible: float,
-    count: Callable[..., None],
+    counts: Counter[str],
 ) -> list[PlannedPatch]:
-    objects = objects or Objects(np.zeros((0, 4)), np.zeros(0, np.int64))
     touching: dict[tuple[int, int], list[int]] = {}
     for i, box in enumerate(objects.boxes_mosaic_px):
         for cell in grid.cells_touching(box):
@@ -307,11 +213,11 @@ def _patches(
         near = np.array(touching.get(cell, []), np.int64)
         shown, kept = label(window, objects.boxes_mosaic_px[near], min_visible)
         labelled.update(near[kept].tolist())
-        count("boxes_too_little_visible_in_patch", int((~kept).sum()))
+        counts["boxes_too_little_visible_in_patch"] += int((~kept).sum())
         patch_id = mosaic.first_patch_id + grid.index(*cell)
         result.append(PlannedPatch(patch_id, mosaic.name, *cell, window, cells[cell], shown[kept], objects.class_ids[near[kept]]))
-    count("objects_in_no_patch", len(objects.class_ids) - len(labelled))
-    count("objects_labelled", len(labelled))
+    counts["objects_in_no_patch"] += len(objects.class_ids) - len(labelled)
+    counts["objects_labelled"] += len(labelled)
     return result
 
 

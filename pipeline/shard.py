@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import plan, publish, split
-from survey import files, flags, labels
+from survey import files, flags, labels, mosaics
 from survey.annotations import FORMATS
 from survey.dataset import Dataset
 from survey.errors import InputError
-from survey.geometry import Mosaic, PatchGrid
+from survey.geometry import PatchGrid
 from survey.progress import Progress, Watch
-from survey.raster import Raster
 
 PROG = "rookery shard"
 
@@ -100,12 +99,12 @@ def make_plan(options: Options) -> plan.Plan:
     Raises:
       InputError: whatever is wrong with them.
     """
-    mosaics = read_mosaics(files.match(options.mosaics, "mosaics"))
+    found = mosaics.read(files.match(options.mosaics, "mosaics"), patch_size=options.patch_size, overlap_px=options.overlap)
     reader = FORMATS[options.annotation_format]
     paths = files.match(options.annotations, "annotations")
     classes = labels.read(options.label_map) if options.label_map is not None else None
     planned = plan.make(
-        mosaics,
+        found,
         (annotation for path in paths for annotation in reader.read(path)),
         classes=classes,
         patch_size=options.patch_size,
@@ -117,35 +116,6 @@ def make_plan(options: Options) -> plan.Plan:
     leaks = split.shared_pixels((patch.mosaic, patch.window, patch.split) for patch in planned.patches)
     assert not leaks, leaks[0]
     return planned
-
-
-def read_mosaics(paths: Sequence[str]) -> list[Mosaic]:
-    """Headers and digests of mosaics.
-
-    Raises:
-      InputError: a file that is no image, or two that would be confused.
-    """
-    by_name: dict[str, str] = {}
-    by_digest: dict[str, str] = {}
-    mosaics = []
-    for path in paths:
-        name = plan.stem(path)
-        if name in by_name:
-            raise InputError(
-                f"--mosaics: {by_name[name]} and {path} are both named {name!r}: annotations and detections could not tell them "
-                "apart; rename one, or narrow the pattern"
-            )
-        with Raster(path) as raster:
-            info = raster.info()
-        digest = files.sha256(path)
-        if digest in by_digest:
-            raise InputError(
-                f"--mosaics: {by_digest[digest]} and {path} are the same image: it would be counted twice and could leak between "
-                "splits; leave one out"
-            )
-        by_name[name], by_digest[digest] = path, path
-        mosaics.append(Mosaic(name=name, path=path, sha256=digest, **dataclasses.asdict(info)))
-    return mosaics
 
 
 def manifest_options(options: Options, planned: plan.Plan) -> dict[str, Any]:

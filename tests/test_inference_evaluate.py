@@ -104,7 +104,7 @@ def test_counts_and_clipping(survey):
         {"mosaic": "south", "class_name": "gull", "found": 1, "true": 1},
         {"mosaic": "south", "class_name": "tern", "found": 1, "true": 1},
     ]
-    assert result["truth"] == {"read": 6, "clipped": 1, "dropped": 1}
+    assert result["truth"] == {"objects_read": 6, "objects_clipped_to_mosaic": 1, "objects_empty_or_outside_mosaic": 1}
 
 
 def test_matches_say_what_became_of_every_box(survey):
@@ -202,7 +202,7 @@ def test_refuses_a_folder_without_detections(survey):
 
 def test_refuses_annotations_of_an_image_not_predicted(survey, write_voc):
     write_voc(survey / "truth/west.xml", "west.tif", SIZE, [("gull", (0, 0, 5, 5))])
-    refused(survey, match=r"west\.xml annotates west\.tif, which was not predicted; predicted: north, south")
+    refused(survey, match=r"west\.xml annotates image 'west\.tif', which is not among the 2 mosaics")
 
 
 def test_refuses_classes_that_the_model_lacks(survey, write_voc):
@@ -212,7 +212,7 @@ def test_refuses_classes_that_the_model_lacks(survey, write_voc):
 
 def test_refuses_annotations_of_another_size(survey, write_voc):
     write_voc(survey / "truth/south.xml", "south.png", (50, 100), [("gull", (0, 0, 5, 5))])
-    refused(survey, match="50 px high and 100 wide, the predicted mosaic is 100 high and 200 wide")
+    refused(survey, match=r"\(50, 100\), but .*south.* has \(100, 200\)")
 
 
 def test_refuses_one_mosaic_annotated_twice(survey, write_voc):
