@@ -30,7 +30,8 @@ class Progress:
         left = clock((self._total - done) / rate) + " left" if rate > 0 and done < self._total else ""
         if done >= self._total:
             left = clock(seconds) + " in all"
-        parts = [f"{done:,} of {self._total:,} {self._unit}", f"{rate:.1f} {self._unit}/s", left, note]
+        speed = f"{rate:.1f} {self._unit}/s" if rate > 0 else ""
+        parts = [f"{done:,} of {self._total:,} {self._unit}", speed, left, note]
         return f"{self._what}: " + ", ".join(part for part in parts if part)
 
     def update(self, done: int, note: str = "") -> None:
