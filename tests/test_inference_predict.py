@@ -176,7 +176,7 @@ def test_bad_input_before_any_work(model_folder, survey, tmp_path, more, message
 
 def test_mosaics_that_cannot_be_told_apart_or_read(model_folder, survey, tmp_path):
     save(tmp_path / "mosaics" / "small.tif", np.zeros((70, 70, 3), np.uint8))
-    with pytest.raises(InputError, match=r"small\.png and .*small\.tif, both named 'small'.*rename"):
+    with pytest.raises(InputError, match=r"small\.png and .*small\.tif are both named 'small'.*rename"):
         predict.run(argv(model_folder, survey, tmp_path / "out"))
     os.remove(tmp_path / "mosaics" / "small.tif")
     (tmp_path / "mosaics" / "notes.txt").write_text("not an image")

@@ -122,12 +122,20 @@ def test_batches_are_static_and_lose_nothing(data: str) -> None:
                 assert batch["image"].numpy()[i, min(y, SIZE - 1), min(x, SIZE - 1)].mean() > 120  # a square is bright
 
 
-def test_training_order_follows_the_seed(data: str) -> None:
-    def ids(seed: int) -> list[int]:
-        batches = host.read(data, "train", training=True, batch_size=4, max_boxes=50, seed=seed).take(6)
+def test_training_order_follows_seed_and_step(data: str) -> None:
+    """Two mosaics of 3 x 3 patches, one in train: 9 an epoch, batches of 4. The order continues wherever a run stops."""
+
+    def ids(seed: int, start: int, steps: int) -> list[int]:
+        batches = host.read(data, "train", training=True, batch_size=4, max_boxes=50, seed=seed, start_step=start).take(steps)
         return [int(i) for batch in batches for i in batch["patch_id"]]
 
-    assert ids(1) == ids(1) != ids(2)
+    whole = ids(1, 0, 9)
+    count = dataset.read(data).records("train")
+    assert len(set(whole[:count])) == count  # an epoch shows each patch once,
+    assert whole[:count] != whole[count : 2 * count]  # in an order of its own
+    for stop in (1, 2, 3, 5, 8):
+        assert ids(1, stop, 9 - stop) == whole[4 * stop :]
+    assert ids(2, 0, 9) != whole
 
 
 def test_validation_counts_each_object_once(data: str) -> None:
@@ -169,6 +177,7 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         with pytest.raises(InputError, match=message):
             train.run(["--dataset", data, "--model_dir", str(tmp_path / "typo"), "--params_override", typo])
+    assert not (tmp_path / "typo").exists()
 
     assert export.run(["--model_dir", run, "--output", out]) == 0
     spec = model.read(out)

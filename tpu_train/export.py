@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from survey import files, flags, model
 from survey.errors import InputError
 from survey.flags import flag
+from tpu_train.train import RECORD
 
 INFO = os.path.join("best", "info.json")  # Model Garden's record of the best validation
 
@@ -35,7 +36,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Exports; returns 0."""
     options, _ = flags.parse(Options, argv, prog="rookery export")
-    made = files.read_json(os.path.join(options.model_dir, "train.json"), "the record of a run of `rookery train`")
+    made = files.read_json(os.path.join(options.model_dir, RECORD), "the record of a run of `rookery train`")
     best = files.read_json(os.path.join(options.model_dir, INFO), "the best validation, which `rookery train` writes at its end")
     if _already_exported(options, best, made["dataset"]):
         print(f"export: {options.output} already holds this model, nothing to do")

@@ -5,8 +5,10 @@ import os
 import tensorflow as tf
 
 from survey import dataset
+from survey.errors import InputError
 
-SHUFFLE_RECORDS = 2048  # encoded records held for shuffling: about 0.3 GB of 416 px JPEGs
+SHUFFLE_RECORDS = 2048  # encoded records shuffled at a time: about 0.3 GB of 416 px JPEGs, and the next ones are read meanwhile
+SHARDS_IN_TURN = 8  # open files; their records alternate, so that a batch is not from one corner of one mosaic
 
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -55,10 +57,14 @@ def read(
     training: bool,
     batch_size: int,
     max_boxes: int,
-    seed: int,
+    seed: int = 0,
+    start_step: int = 0,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Batches of a split.
+
+    The order of training records is a function of the seed and the epoch alone, so that a run that goes on at `start_step` sees
+    what it would have seen without the stop. Each epoch shows every record once.
 
     Args:
       folder: of the dataset.
@@ -67,24 +73,33 @@ def read(
       batch_size: global batch size.
       max_boxes: see `decode`.
       seed: of the shuffle.
-      context: the strategy's, for several hosts.
+      start_step: steps already trained: their records are skipped, undecoded.
+      context: the strategy's, for several hosts; each reads its own shards.
 
     Returns:
       Batches of `decode`'s values with a static first dimension.
+
+    Raises:
+      InputError: more hosts than shards.
     """
     manifest = dataset.read(folder)
-    paths = [os.path.join(folder, shard.file) for shard in manifest.splits[split]]
+    shards = manifest.splits[split]
     if context is not None:
         batch_size = context.get_per_replica_batch_size(batch_size)
-    shards = tf.data.Dataset.from_tensor_slices(paths)
-    if context is not None and context.num_input_pipelines > 1:
-        shards = shards.shard(context.num_input_pipelines, context.input_pipeline_id)
+        shards = shards[context.input_pipeline_id :: context.num_input_pipelines]
+        if not shards:
+            raise InputError(
+                f"split {split} of {folder} has {len(manifest.splits[split])} shards for {context.num_input_pipelines} hosts: "
+                "shard it again with a smaller --records_per_shard"
+            )
+    paths = [os.path.join(folder, shard.file) for shard in shards]
+    count = sum(shard.records for shard in shards)
     if training:
-        shards = shards.shuffle(len(paths), seed=seed)
-        records = shards.interleave(tf.data.TFRecordDataset, cycle_length=min(8, len(paths)))
-        records = records.shuffle(SHUFFLE_RECORDS, seed=seed).repeat()
+        first_epoch, skip = divmod(start_step * batch_size, count)
+        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+        records = epochs.flat_map(lambda epoch: _shuffled(paths, seed, epoch)).skip(skip)
     else:
-        records = shards.interleave(tf.data.TFRecordDataset, cycle_length=1)
+        records = tf.data.Dataset.from_tensor_slices(paths).interleave(tf.data.TFRecordDataset, cycle_length=1)
     decoded = records.map(
         lambda serialized: decode(serialized, manifest.patch_size, max_boxes),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -95,6 +110,25 @@ def read(
         spec = decoded.element_spec
         blank = {name: tf.zeros(value.shape, value.dtype) for name, value in spec.items()}
         blank["patch_id"] = tf.constant(-1, tf.int64)
-        records_left = -manifest.records(split) % batch_size
-        decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat(records_left))
+        decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-count % batch_size))
     return decoded.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffled(paths: list[str], seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
+    """The records of one epoch: shards in random order, several read in turn, and records shuffled window by window.
+
+    Windows and not `Dataset.shuffle`, whose seed cannot follow the epoch when operations must be deterministic.
+    """
+    seeds = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0]), epoch)
+    shards = tf.data.Dataset.from_tensor_slices(_permuted(tf.constant(paths), seeds))
+    records = shards.interleave(tf.data.TFRecordDataset, cycle_length=min(SHARDS_IN_TURN, len(paths)))
+
+    def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        return _permuted(window, tf.random.experimental.stateless_fold_in(seeds, number + 1))
+
+    return records.batch(SHUFFLE_RECORDS).enumerate().map(shuffled).prefetch(1).unbatch()
+
+
+def _permuted(values: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """The values [N, ...] in an order that follows from seeds int [2]."""
+    return tf.gather(values, tf.argsort(tf.random.stateless_uniform(tf.shape(values)[:1], seeds)))

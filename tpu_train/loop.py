@@ -79,10 +79,9 @@ def configure(options: Options, plan: Plan) -> config_definitions.ExperimentConf
     return config
 
 
-def train(options: Options, plan: Plan) -> None:
+def train(config: config_definitions.ExperimentConfig, options: Options, plan: Plan) -> None:
     """Trains to the last step, from the last checkpoint in the model folder if there is one, and validates on the way."""
     logging.getLogger("absl").setLevel(logging.WARNING)
-    config = configure(options, plan)
     files.write(os.path.join(options.model_dir, CONFIG), yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
     tf_keras.utils.set_random_seed(options.seed)
     # Grappler turns the sums of Model Garden's box decoding into temporary variables whose names collide between levels
@@ -101,6 +100,7 @@ def train(options: Options, plan: Plan) -> None:
     orbit.controller._log = logging.getLogger(__name__).info  # it prints every dict that passes; our actions say it shorter
     with strategy.scope():  # the whole run: Model Garden swaps averaged weights only inside it
         task = task_factory.get_task(config.task)
+        task.start_step = steps_done(options.model_dir)
         trainer = base_trainer.Trainer(
             config,
             task,
@@ -129,6 +129,12 @@ def train(options: Options, plan: Plan) -> None:
         )
         controller.train_and_evaluate(options.steps, eval_interval=config.trainer.validation_interval)
     print(f"train: done; next: rookery export --model_dir {options.model_dir} --output MODEL", flush=True)
+
+
+def steps_done(model_dir: str) -> int:
+    """Steps of the last checkpoint in a folder, 0 without one."""
+    latest = tf.train.latest_checkpoint(model_dir)
+    return int(tf.train.load_variable(latest, "global_step/.ATTRIBUTES/VARIABLE_VALUE")) if latest else 0
 
 
 def anchor_sides(plan: Plan) -> str:

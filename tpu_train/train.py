@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from survey import anchors, dataset, files, flags
 from survey.anchors import AnchorSpec
@@ -11,6 +12,7 @@ from survey.errors import InputError
 from survey.flags import flag
 
 MODELS = ("retinanet",)
+RECORD = "train.json"  # in the model folder: which run it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,30 +145,40 @@ def run(argv: Sequence[str]) -> int:
     """Trains; returns 0."""
     options, _ = flags.parse(Options, argv, prog="rookery train")
     settled = plan(options, dataset.read(options.dataset))
-    _claim(options)
+    record = _record(options)
+    _refuse_another_run(options.model_dir, record)
     from tpu_train import loop  # TensorFlow takes seconds to import: only now, when the command line is known to be right
 
-    loop.train(options, settled)
+    config = loop.configure(options, settled)
+    files.write_json(os.path.join(options.model_dir, RECORD), record)
+    loop.train(config, options, settled)
     return 0
 
 
-def _claim(options: Options) -> None:
-    """Marks the folder as this run's, or refuses to mix two runs in it."""
-    path = os.path.join(options.model_dir, "train.json")
-    mine = {"dataset": dataset.digest(options.dataset)}
-    mine |= {name: getattr(options, name) for name in flags.names(Options) if name not in ("dataset", "model_dir")}
+def _record(options: Options) -> dict[str, Any]:
+    """What makes a run this run: its dataset, by content, and its flags."""
+    flags_given = {name: getattr(options, name) for name in flags.names(Options) if name not in ("dataset", "model_dir")}
+    return {"dataset": dataset.digest(options.dataset), **flags_given}
+
+
+def _refuse_another_run(model_dir: str, mine: dict[str, Any]) -> None:
+    """Lets a run start in a new folder or continue in its own.
+
+    Raises:
+      InputError: the folder holds another run, or anything else.
+    """
+    path = os.path.join(model_dir, RECORD)
     if os.path.exists(path):
         found = files.read_json(path, "the record of a training run")
         changed = sorted(name for name in mine | found if mine.get(name) != found.get(name))
         if changed:
             name = changed[0]
             raise InputError(
-                f"--model_dir={options.model_dir} holds a run with {name}={found.get(name)}, this one has {mine.get(name)}: "
+                f"--model_dir={model_dir} holds a run with {name}={found.get(name)}, this one has {mine.get(name)}: "
                 "give the same flags to continue it, or another folder"
             )
-    elif os.path.isdir(options.model_dir) and os.listdir(options.model_dir):
-        raise InputError(f"--model_dir={options.model_dir} holds other files: name an empty or new folder")
-    files.write_json(path, mine)
+    elif os.path.isdir(model_dir) and os.listdir(model_dir):
+        raise InputError(f"--model_dir={model_dir} holds other files: name an empty or new folder")
 
 
 if __name__ == "__main__":

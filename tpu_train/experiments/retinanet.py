@@ -119,7 +119,13 @@ def anchor_spec(model: garden.RetinaNet) -> AnchorSpec:
 
 @task_factory.register_task_cls(Task)
 class RetinaNetTask(garden_task.RetinaNetTask):
-    """Model Garden's task with the input of `tpu_train.input` and targets made on the device."""
+    """Model Garden's task with the input of `tpu_train.input` and targets made on the device.
+
+    Attributes:
+      start_step: steps that earlier starts of this run have trained; set it before the inputs are built.
+    """
+
+    start_step = 0
 
     def build_model(self) -> tf_keras.Model:
         """The model, built for images of any size: training crops and whole patches share it."""
@@ -154,6 +160,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             batch_size=params.global_batch_size,
             max_boxes=self.task_config.max_boxes,
             seed=self.task_config.seed,
+            start_step=self.start_step,
             context=input_context,
         )
 
