@@ -127,7 +127,12 @@ def train(config: config_definitions.ExperimentConfig, options: Options, plan: P
             train_actions=[_Report(options, trainer.global_step)],
             eval_actions=[_print_validation],
         )
-        controller.train_and_evaluate(options.steps, eval_interval=config.trainer.validation_interval)
+        every, done = config.trainer.validation_interval, int(trainer.global_step.numpy())
+        while done < options.steps:
+            # Validation comes at multiples of its interval also after a restart, so that a stop changes nothing in the result.
+            done = min(options.steps, (done // every + 1) * every)
+            controller.train(done)
+            controller.evaluate()
     print(f"train: done; next: rookery export --model_dir {options.model_dir} --output MODEL", flush=True)
 
 
