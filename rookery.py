@@ -8,7 +8,9 @@ from survey import flags
 from survey.errors import InputError
 
 VERBS = {
+    "labels": "pipeline.labels",
     "shard": "pipeline.shard",
+    "doctor": "tpu_train.doctor",
     "train": "tpu_train.train",
     "export": "tpu_train.export",
     "predict": "inference.predict",
@@ -20,7 +22,9 @@ HELP = """usage: rookery VERB [--flag=value ...]
 
 From survey mosaics to counts a scientist can publish.
 
+  labels     annotations -> label map
   shard      mosaics + annotations -> dataset of TFRecord shards
+  doctor     dataset -> is it fit to train? (terminal and one HTML page)
   train      dataset -> checkpoints
   export     checkpoints -> model (SavedModel + model.json)
   predict    model + mosaics -> detections and counts

@@ -24,6 +24,7 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms import environments
 
+from beam_jobs import dataflow
 from survey import flags
 from survey.errors import InputError
 
@@ -49,7 +50,8 @@ def options(argv: Sequence[str], own: Iterable[str], *, prog: str) -> PipelineOp
       Options with a runner that exists; `--direct_num_workers` alone turns on separate processes.
 
     Raises:
-      InputError: a flag that is neither the verb's nor Beam's, a value Beam does not take, or an unknown runner.
+      InputError: a flag that is neither the verb's nor Beam's, a value Beam does not take, an unknown runner, or one that lacks
+        something.
     """
     parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     for group in PipelineOptions.__subclasses__():
@@ -74,6 +76,8 @@ def options(argv: Sequence[str], own: Iterable[str], *, prog: str) -> PipelineOp
         direct.direct_running_mode = "multi_processing"
     if chosen.view_as(SetupOptions).save_main_session:
         raise InputError("--save_main_session: workers import Rookery as a package; leave the flag out")
+    if dataflow.chosen(chosen):
+        dataflow.check(chosen)
     return chosen
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.pictures import DASHES, Style
+from survey.drawing import DASHES, Style
 from survey.metrics import Operating
 
 # The chart's own units, as in the viewBox of report.html: the plot lies from (LEFT, TOP) to (RIGHT, BOTTOM) of 480 x 350.

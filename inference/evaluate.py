@@ -16,13 +16,12 @@ from inference import evaluation
 from inference.evaluation import AtIou, Count, Evaluation, Scores
 from survey import detections as detections_contract
 from survey import files, flags, metrics, provenance, truth
-from survey.annotations import FORMATS
-from survey.annotations.annotation import Annotation
+from survey.annotations import FORMATS, every, reading
+from survey.annotations.reading import ReadOptions
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
 from survey.metrics import COCO_IOUS, CountError, Frame, Operating, Outcomes
-from survey.mosaics import stem
-from survey.truth import Objects, Truth
+from survey.truth import Truth
 
 # Enough points for a curve 1,000 px wide; a survey with a million detections must not make a file of that many numbers.
 CURVE_POINTS = 500
@@ -35,6 +34,10 @@ class Options:
     detections: str = flags.flag("folder that `rookery predict` wrote")
     annotations: str = flags.flag("annotation files of the predicted mosaics; a glob pattern, quoted")
     annotation_format: str = flags.flag("format of the annotations", default="voc", choices=sorted(FORMATS))
+    class_column: str | None = reading.flag_class_column()
+    class_names: str | None = reading.flag_class_names()
+    box_size: str | None = reading.flag_box_size()
+    origin: str = reading.flag_origin()
     iou: tuple[float, ...] = flags.flag(
         "IoU thresholds: how much a detection and an object must overlap to match; the report draws the first", default=(0.4, 0.5)
     )
@@ -48,6 +51,13 @@ class Options:
                 )
         if len(set(self.iou)) < len(self.iou):
             raise InputError(f"--iou={','.join(f'{iou:g}' for iou in self.iou)}: gives a threshold twice")
+        self.read_options()
+
+    def read_options(self) -> ReadOptions:
+        """How to understand the annotation files."""
+        return ReadOptions.parse(
+            class_column=self.class_column, class_names=self.class_names, box_size=self.box_size, origin=self.origin
+        )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -55,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     options, _ = flags.parse(Options, argv, prog="rookery evaluate")
     manifest, found = detections_contract.read(options.detections)
     paths = files.match(options.annotations, "annotations")
-    marked = read_truth(paths, options.annotation_format, manifest)
+    marked = read_truth(paths, options.annotation_format, manifest, options.read_options())
     result, matches = evaluate(manifest, found, marked, paths, options)
     output = options.output or options.detections
     evaluation.write(output, result, matches)
@@ -64,34 +74,27 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_truth(paths: Sequence[str], annotation_format: str, manifest: Manifest) -> Truth:
+def read_truth(paths: Sequence[str], annotation_format: str, manifest: Manifest, options: ReadOptions | None = None) -> Truth:
     """Reads annotations of the predicted mosaics.
 
-    A file without objects says that the mosaic of the file's own name is empty, so that every detection there is false.
+    An image that a file names without objects is an empty mosaic, so that every detection there is false.
 
     Args:
       paths: annotation files.
       annotation_format: key of FORMATS.
       manifest: of the detections.
+      options: how to understand the files.
 
     Raises:
       InputError: an image that was not predicted, one of another size, a class that the model lacks, or no annotated mosaic.
     """
-    names = {mosaic.name for mosaic in manifest.mosaics}
-    objects: list[Annotation] = []
-    sources: dict[str, str] = {}
-    for path in paths:
-        here = list(FORMATS[annotation_format].read(path))
-        for name in dict.fromkeys(stem(one.image) for one in here) or {stem(path)} & names:
-            if name in sources:
-                raise InputError(f"{sources[name]} and {path} both annotate mosaic {name}: narrow --annotations to one of them")
-            sources[name] = path
-        objects += here
-    _check_classes({one.class_name for one in objects}, manifest)
-    found = truth.by_mosaic(objects, manifest.mosaics, manifest.classes, named_in="the model")
-    if not sources:
-        raise InputError(f"the {len(paths)} annotation files label no object: predicted were {', '.join(sorted(names))}")
-    return Truth({name: found.objects.get(name, Objects.none()) for name in sources}, found.counts, found.offenders)
+    found = every.read(paths, annotation_format, options or ReadOptions())
+    _check_classes({one.class_name for one in found.annotations}, manifest)
+    marked = truth.by_mosaic(found.annotations, manifest.mosaics, manifest.classes, named_in="the model", images=found.images)
+    if not marked.objects:
+        names = ", ".join(sorted(mosaic.name for mosaic in manifest.mosaics))
+        raise InputError(f"the {len(paths)} annotation files label no object: predicted were {names}")
+    return Truth(marked.objects, {**marked.counts, **found.skipped}, marked.offenders)
 
 
 def _check_classes(named: set[str], manifest: Manifest) -> None:
@@ -229,6 +232,8 @@ def summary(result: Evaluation) -> str:
             f"note: of {read} annotated boxes {clipped} were clipped to their mosaic and "
             f"{dropped} dropped, because nothing of them lies inside it"
         )
+    told = ("objects_read", "objects_clipped_to_mosaic", "objects_empty_or_outside_mosaic")
+    lines += [f"note: {number} {reason.replace('_', ' ')}" for reason, number in result.truth.items() if reason not in told]
     if result.unannotated:
         lines.append(f"note: no annotations for {', '.join(result.unannotated)}: in no number below")
     rows = dict(result.classes) if len(result.classes) == 1 else {**result.classes, "all": result.overall}

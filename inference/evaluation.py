@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from survey import files
 from survey.metrics import Operating
@@ -132,11 +131,7 @@ class Evaluation:
 
 def write(folder: str, evaluation: Evaluation, matches: pa.Table) -> None:
     """Writes `matches.parquet`, then `evaluation.json`, each in one step."""
-    path = os.path.join(folder, MATCHES)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.partial-{os.getpid()}"
-    pq.write_table(matches, temporary)
-    os.replace(temporary, path)
+    files.write_table(os.path.join(folder, MATCHES), matches)
     value = {"format_version": FORMAT_VERSION, **_without_nan(dataclasses.asdict(evaluation))}
     files.write_json(os.path.join(folder, FILE), value)
 
@@ -156,7 +151,7 @@ def read(folder: str) -> tuple[Evaluation, pa.Table]:
         "counts": tuple(Count(**count) for count in value["counts"]),
         "unannotated": tuple(value["unannotated"]),
     }
-    return Evaluation(**{**value, **parsed}), pq.read_table(os.path.join(folder, MATCHES))
+    return Evaluation(**{**value, **parsed}), files.read_table(os.path.join(folder, MATCHES))
 
 
 def _scores(value: dict[str, Any]) -> Scores:

@@ -7,12 +7,10 @@ A part is published in one step, so its presence says that its patches are done:
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from survey import files
 from survey.detections import Detections
@@ -33,14 +31,12 @@ def write(output: str, patch_ids: range, claimed: Detections, counters: dict[str
     columns = {side: claimed.boxes_mosaic_px[:, i] for i, side in enumerate(("y0", "x0", "y1", "x1"))}
     columns |= {"score": claimed.scores, "class_id": claimed.class_ids, "patch_id": claimed.patch_ids}
     table = pa.table(columns).replace_schema_metadata({"counters": json.dumps(counters)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    files.write(os.path.join(output, FOLDER, _name(patch_ids)), sink.getvalue().to_pybytes())
+    files.write_table(os.path.join(output, FOLDER, _name(patch_ids)), table)
 
 
 def read(output: str, patch_ids: range) -> tuple[Detections, dict[str, int]]:
     """The part of some patches; the counterpart of `write`."""
-    table = pq.ParquetFile(os.path.join(output, FOLDER, _name(patch_ids))).read()
+    table = files.read_table(os.path.join(output, FOLDER, _name(patch_ids)))
     found = np.stack([table[side].to_numpy() for side in ("y0", "x0", "y1", "x1")], axis=1)
     claimed = Detections(found, table["score"].to_numpy(), table["class_id"].to_numpy(), table["patch_id"].to_numpy())
     return claimed, json.loads(table.schema.metadata[b"counters"])
@@ -60,7 +56,7 @@ def patches_done(output: str) -> int:
 
 def clear(output: str) -> None:
     """Removes all parts."""
-    shutil.rmtree(os.path.join(output, FOLDER), ignore_errors=True)
+    files.remove_folder(os.path.join(output, FOLDER))
 
 
 def concatenate(found: Sequence[Detections]) -> Detections:
@@ -80,6 +76,5 @@ def _name(patch_ids: range) -> str:
 
 
 def _names(output: str) -> set[str]:
-    folder = os.path.join(output, FOLDER)
     # A name that does not end so is a part still being written.
-    return {name for name in os.listdir(folder) if name.endswith(_ENDING)} if os.path.isdir(folder) else set()
+    return {name for name in files.names(os.path.join(output, FOLDER)) if name.endswith(_ENDING)}

@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
         options={"overlap_px": overlap_px, "mosaics": options.mosaics, "batch_size": options.batch_size},
         versions=provenance.versions("apache-beam", "numpy", "rasterio", "tensorflow"),
     )
-    chosen = _beam_options(rest)
+    chosen = _beam_options(rest, options)
     if _already_done(options.output, manifest):
         print(f"{options.output} already holds this very prediction: nothing to do")
         return 0
@@ -119,12 +119,14 @@ def plan(mosaics: Sequence[Mosaic], patch_size: int, overlap_px: int) -> list[tu
     return runs
 
 
-def _beam_options(argv: Sequence[str]) -> "PipelineOptions":
-    """Beam's options from the flags that are not ours; refuses what is not Beam's either."""
+def _beam_options(argv: Sequence[str], options: Options) -> "PipelineOptions":
+    """Beam's options from the flags that are not ours; refuses what is not Beam's either, and paths that workers cannot see."""
     with quiet.importing():  # takes seconds: only once the rest of the input is known to be good
-        from beam_jobs import launch
+        from beam_jobs import dataflow, launch
 
-    return launch.options(argv, flags.names(Options), prog=PROG)
+    chosen = launch.options(argv, flags.names(Options), prog=PROG)
+    dataflow.refuse_local(chosen, {"model": options.model, "mosaics": options.mosaics, "output": options.output})
+    return chosen
 
 
 def _search(
@@ -141,15 +143,14 @@ def _search(
     runs: list[PatchRun] = [transforms.PatchRun(mosaic, patches.start, patches.stop) for mosaic, patches in planned]
     wanted = _part_ids(planned)
     parts.clear(options.output)  # of a run that did not get to its end
-    os.makedirs(options.output, exist_ok=True)
+    files.make_folder(options.output)
     progress = Progress("predict", sum(map(len, wanted)), "patches")
     try:
         with Watch(progress, lambda: parts.patches_done(options.output)):
             launch.run(chosen, lambda pipeline: pipeline | "Runs" >> beam.Create(runs) | "Search" >> transforms.Search(settings))
     except InputError:  # a worker found what the headers did not show: a damaged mosaic, a model that contradicts its spec
         parts.clear(options.output)
-        if not os.listdir(options.output):
-            os.rmdir(options.output)
+        files.remove_empty_folder(options.output)
         raise
     lost = parts.missing(options.output, wanted)
     if lost:
@@ -195,7 +196,7 @@ def _already_done(output: str, manifest: Manifest) -> bool:
       InputError: it holds another one.
     """
     path = os.path.join(output, detections.MANIFEST)
-    if not os.path.exists(path):
+    if not files.exists(path):
         return False
     there, _ = detections.read(output)
     differing = [name for name, value in _identity(there).items() if value != _identity(manifest)[name]]

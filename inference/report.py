@@ -20,7 +20,7 @@ from inference.evaluate import digests
 from inference.evaluation import Evaluation
 from inference.pictures import FN, FP, TP, Crop, Layer
 from survey import detections as detections_contract
-from survey import files, flags, provenance
+from survey import drawing, files, flags, provenance
 from survey import model as model_contract
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
@@ -133,7 +133,7 @@ def headline(manifest: Manifest, judged: Evaluation | None) -> str:
 def _read_evaluation(options: Options) -> tuple[Evaluation | None, list[Box]]:
     """The evaluation and its boxes at the first IoU asked for; (None, []) when there is none."""
     folder = options.evaluation or options.detections
-    if not options.evaluation and not os.path.isfile(os.path.join(folder, evaluation.FILE)):
+    if not options.evaluation and not files.exists(os.path.join(folder, evaluation.FILE)):
         return None, []
     judged, matches = evaluation.read(folder)
     if judged.detections != digests(options.detections):
@@ -200,7 +200,7 @@ def render(
     rows = list(_count_rows(manifest, counting, judged))
     scores = np.concatenate([np.zeros(0, np.float32), *(one.scores for one in found.values())])
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(os.path.dirname(os.path.abspath(__file__))),
+        loader=jinja2.FileSystemLoader([os.path.dirname(os.path.abspath(__file__)), drawing.FOLDER]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -277,7 +277,7 @@ def _maps(manifest: Manifest, shown: list[Box], evaluated: set[str], paths: dict
             parts = [(label, [box for box in here if box.outcome == outcome], style) for label, outcome, style in groups]
         else:
             parts = [
-                (name, [box for box in here if box.class_name == name], pictures.class_style(i))
+                (name, [box for box in here if box.class_name == name], drawing.class_style(i))
                 for i, name in enumerate(manifest.classes)
             ]
         most = MAX_BOXES // len(chosen) // len(parts)
@@ -320,7 +320,7 @@ def _galleries(manifest: Manifest, shown: list[Box], paths: dict[str, str], judg
     for title, note, members in rows:
         crops = []
         for box in members:
-            style = styles.get(box.outcome) or pictures.class_style(manifest.classes.index(box.class_name))
+            style = styles.get(box.outcome) or drawing.class_style(manifest.classes.index(box.class_name))
             with Raster(paths[box.mosaic]) as raster:
                 crops.append(pictures.crop(raster, mosaics[box.mosaic], box.box, style, box.class_name, box.score, box.iou))
         yield Gallery(title, note, tuple(crops))
@@ -341,7 +341,7 @@ def _pr_charts(judged: Evaluation | None) -> list[tuple[str, charts.PrecisionRec
 
 def _model(manifest: Manifest) -> dict[str, Any] | None:
     """The model's spec, if the model that made the detections is still where it was."""
-    if not os.path.isfile(os.path.join(manifest.model, model_contract.SPEC)):
+    if not files.exists(os.path.join(manifest.model, model_contract.SPEC)):
         return None
     if model_contract.digest(manifest.model) != manifest.model_digest:
         return None

@@ -109,7 +109,7 @@ class _DetectRun(beam.DoFn):
         spec, mosaic = self._settings.spec, run.mosaic
         grid = mosaic.grid(spec.image_size, self._settings.overlap_px)
         cells = [grid.cell(index) for index in patches]
-        raster = self._open(mosaic.path)
+        raster = self._open(mosaic)
         images = np.stack([raster.read(grid.window(*cell)) for cell in cells])  # [n, S, S, 3]
         raw_boxes, raw_scores = self._runner(images)
         claimed, seen = [], 0
@@ -124,11 +124,11 @@ class _DetectRun(beam.DoFn):
             seen += len(found)
         return parts.concatenate(claimed), seen
 
-    def _open(self, path: str) -> Raster:
+    def _open(self, mosaic: Mosaic) -> Raster:
         """The raster of a mosaic, kept open for the next run, which is often of the same one."""
-        if self._raster is None or self._raster.path != path:
+        if self._raster is None or self._raster.path != mosaic.path:
             self._open_rasters.close()
-            self._raster = self._open_rasters.enter_context(Raster(path))
+            self._raster = self._open_rasters.enter_context(Raster(mosaic.path, stretch=mosaic.stretch))
         return self._raster
 
 

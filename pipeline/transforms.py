@@ -1,80 +1,183 @@
 """The Beam part of `shard`: thin transforms over the pure functions of this package.
 
-One element is one planned shard: metadata, kilobytes. The worker that gets it reads the windows and writes the whole file, so
-image bytes never cross a shuffle.
+One element is a few planned shards: metadata, kilobytes. The worker that gets it reads the windows and writes the whole files,
+so image bytes never cross a shuffle.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
-from pipeline import publish, records
-from pipeline.plan import PlannedPatch, PlannedShard
+from pipeline import publish, records, resample
+from pipeline.patches import PlannedPatch, PlannedShard
+from pipeline.records import Encoding
 from survey.dataset import Shard
+from survey.errors import InputError
 from survey.geometry import Mosaic
 from survey.labels import LabelMap
 from survey.raster import Raster
+
+# A photo that ends in the next shard is read twice, which is cheaper than to give a folder of photos to one worker.
+SHARDS_WORTH_ONE_PASS = 3
 
 
 class CutShards(beam.PTransform):
     """Planned shards to published ones."""
 
     def __init__(
-        self, shards: Sequence[PlannedShard], mosaics: Sequence[Mosaic], *, folder: str, classes: LabelMap, jpeg_quality: int
+        self,
+        shards: Sequence[PlannedShard],
+        mosaics: Sequence[Mosaic],
+        *,
+        folder: str,
+        classes: LabelMap,
+        jpeg_quality: int,
+        jpeg_subsampling: str = "444",
+        image_format: str = "jpeg",
+        skip_empty: bool = False,
+        bad_mosaics: Mapping[str, str] | None = None,
     ) -> None:
+        """What to cut, and how.
+
+        Args:
+          shards: the work.
+          mosaics: theirs.
+          folder: the output folder.
+          classes: the label map.
+          jpeg_quality: see `records.Encoding`.
+          jpeg_subsampling: the same.
+          image_format: the same.
+          skip_empty: leave out patches without objects of which no pixel shows anything.
+          bad_mosaics: known to be unreadable, and why: their patches are left out. Others are found on the way.
+        """
         super().__init__()
-        self._shards = shards
-        self._cut = _CutShard(mosaics, folder=folder, classes=classes, jpeg_quality=jpeg_quality)
+        self._items = work_items(shards, mosaics)
+        encoding = Encoding(image_format, jpeg_quality, jpeg_subsampling)
+        self._cut = _CutShards(
+            mosaics, folder=folder, classes=classes, encoding=encoding, skip_empty=skip_empty, bad_mosaics=bad_mosaics or {}
+        )
 
     def expand(self, begin: beam.Pipeline) -> PCollection:
         """Create, spread over the workers, cut."""
-        return begin | beam.Create(self._shards) | beam.Reshuffle() | beam.ParDo(self._cut)
+        return begin | beam.Create(self._items) | beam.Reshuffle() | beam.ParDo(self._cut)
 
 
-class _CutShard(beam.DoFn):
-    """Writes one shard. Rasters stay open from one shard to the next."""
+def work_items(shards: Sequence[PlannedShard], mosaics: Sequence[Mosaic]) -> list[tuple[PlannedShard, ...]]:
+    """Which shards are cut together: those of one large mosaic that can only be read front to back, all others alone.
 
-    def __init__(self, mosaics: Sequence[Mosaic], *, folder: str, classes: LabelMap, jpeg_quality: int) -> None:
+    Args:
+      shards: the planned shards.
+      mosaics: theirs.
+
+    Returns:
+      Every shard once, in the order given.
+    """
+    one_pass = {mosaic.name for mosaic in mosaics if mosaic.one_pass}
+    inside = [one_pass.intersection(shard.mosaics) for shard in shards]
+    spans = Counter(name for names in inside for name in names)
+    group = list(range(len(shards)))  # of each shard: the first shard that it goes with
+    first: dict[str, int] = {}
+    for i, names in enumerate(inside):
+        for name in sorted(name for name in names if spans[name] >= SHARDS_WORTH_ONE_PASS):
+            if name not in first:
+                first[name] = group[i]
+            elif first[name] != group[i]:
+                old, new = sorted((first[name], group[i]), reverse=True)
+                group = [new if g == old else g for g in group]
+                first = {key: new if g == old else g for key, g in first.items()}
+    items: dict[int, list[PlannedShard]] = {}
+    for shard, g in zip(shards, group, strict=True):
+        items.setdefault(g, []).append(shard)
+    return [tuple(item) for item in items.values()]
+
+
+class _CutShards(beam.DoFn):
+    """Writes the shards of a work item. Rasters stay open from one item to the next."""
+
+    def __init__(
+        self,
+        mosaics: Sequence[Mosaic],
+        *,
+        folder: str,
+        classes: LabelMap,
+        encoding: Encoding,
+        skip_empty: bool,
+        bad_mosaics: Mapping[str, str],
+    ) -> None:
+        self._skip_empty, self._bad_mosaics = skip_empty, bad_mosaics
         self._mosaics = {mosaic.name: mosaic for mosaic in mosaics}
-        self._folder, self._classes, self._jpeg_quality = folder, classes, jpeg_quality
+        self._folder, self._classes, self._encoding = folder, classes, encoding
         self._shards_written = Metrics.counter("rookery", "shards_written")
         self._patches_written = Metrics.counter("rookery", "patches_written")
+        self._patches_empty = Metrics.counter("rookery", "patches_empty")
+        self._pixels_written = Metrics.counter("rookery", "pixels_written")
 
     def setup(self) -> None:
         self._raster: Raster | None = None
 
-    def process(self, planned: PlannedShard) -> Iterator[Shard]:
+    def process(self, item: tuple[PlannedShard, ...]) -> Iterator[Shard]:
         # Windows are read in the order of their numbers, row by row, which is how rasters lie on disk, and written in the
-        # shuffled order of the plan: encoded, the patches of one shard are a few tens of megabytes.
-        encoded = {patch.patch_id: self._example(patch) for patch in sorted(planned.patches, key=lambda p: p.patch_id)}
-        shard = publish.publish_shard(self._folder, planned.file, (encoded[patch.patch_id] for patch in planned.patches))
-        self._shards_written.inc()
-        self._patches_written.inc(shard.records)
-        yield shard
+        # shuffled order of the plan: encoded, the patches of one shard are a few tens of megabytes. A shard is written as soon
+        # as its last patch is there, so of many shards in one pass only those at the current row are held.
+        todo = sorted(((patch, i) for i, shard in enumerate(item) for patch in shard.patches), key=lambda todo: todo[0].patch_id)
+        missing = [len(shard) for shard in item]
+        encoded: list[dict[int, bytes | None]] = [{} for _ in item]
+        bad: dict[str, str] = {}
+        for patch, i in todo:
+            if patch.mosaic in self._bad_mosaics:
+                bad[patch.mosaic] = self._bad_mosaics[patch.mosaic]
+            elif patch.mosaic not in bad:
+                try:
+                    encoded[i][patch.patch_id] = self._example(patch)
+                except InputError as error:  # the file, not the work, is at fault: the other mosaics go on
+                    bad[patch.mosaic] = str(error)
+            missing[i] -= 1
+            if not missing[i]:
+                yield self._publish(item[i], encoded[i], bad)
+                encoded[i] = {}
 
     def teardown(self) -> None:
         if self._raster is not None:
             self._raster.__exit__(None, None, None)
 
-    def _example(self, patch: PlannedPatch) -> bytes:
+    def _publish(self, planned: PlannedShard, encoded: Mapping[int, bytes | None], bad: Mapping[str, str]) -> Shard:
+        # All patches of a bad mosaic go, those too that could be read: half a mosaic would be a biased one.
+        kept = [patch for patch in planned.patches if patch.mosaic not in bad]
+        empty = [patch.patch_id for patch in kept if encoded[patch.patch_id] is None]
+        examples = [example for patch in kept if (example := encoded[patch.patch_id]) is not None]
+        mine = {name: reason for name, reason in bad.items() if name in planned.mosaics}
+        shard = publish.publish_shard(self._folder, planned.file, examples, empty=empty, bad_mosaics=mine)
+        self._shards_written.inc()
+        self._patches_written.inc(shard.records)
+        self._patches_empty.inc(len(empty))
+        self._pixels_written.inc(sum(patch.window.area for patch in kept if encoded[patch.patch_id] is not None))
+        return shard
+
+    def _example(self, patch: PlannedPatch) -> bytes | None:
+        """The record, or None for a patch that shows nothing."""
         mosaic = self._mosaics[patch.mosaic]
-        pixels = self._open(mosaic.path).read(patch.window)
+        raster = self._open(mosaic)
+        if self._skip_empty and not len(patch.class_ids) and not raster.valid_fraction(patch.source):
+            return None
+        pixels = resample.resize(raster.read(patch.source), patch.window, patch.scale)
         return records.example(
             patch_id=patch.patch_id,
             filename=mosaic.path.rsplit("/", 1)[-1],
-            jpeg=records.encode_jpeg(pixels, self._jpeg_quality),
+            encoded=self._encoding.encode(pixels),
+            image_format=self._encoding.image_format,
             patch_size=patch.window.height,
             boxes_patch_px=patch.boxes_patch_px,
             class_ids=patch.class_ids,
             classes=self._classes,
         )
 
-    def _open(self, path: str) -> Raster:
+    def _open(self, mosaic: Mosaic) -> Raster:
         # One open raster, not one per mosaic: patches of a shard are read mosaic by mosaic, and thousands of photos would
         # exhaust the file handles.
-        if self._raster is None or self._raster.path != path:
+        if self._raster is None or self._raster.path != mosaic.path:
             self.teardown()
-            self._raster = Raster(path)
+            self._raster = Raster(mosaic.path, stretch=mosaic.stretch)
         return self._raster

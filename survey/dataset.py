@@ -10,7 +10,8 @@ A record is a tf.train.Example in the Object Detection API's keys, boxes normali
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +32,14 @@ LEDGER_SCHEMA = pa.schema(
         ("mosaic", pa.string()),
         ("row", pa.int32()),
         ("column", pa.int32()),
-        ("y0", pa.int32()),  # window in mosaic pixels, half-open
+        (
+            "y0",
+            pa.int32(),
+        ),  # pixels of the file that the patch was made of, half-open; beyond the mosaic only where it is smaller
         ("x0", pa.int32()),
         ("y1", pa.int32()),
         ("x1", pa.int32()),
+        ("mosaic_sha256", pa.string()),
         ("split", pa.string()),
         ("shard", pa.string()),
         ("record", pa.int32()),  # position within the shard
@@ -90,6 +95,9 @@ class Dataset:
       statistics: of the objects.
       counts: everything read, written, clipped and dropped, by reason.
       options: the options that made it, for provenance and for refusing to mix runs.
+      gsd_m: ground resolution to which the mosaics were resampled before they were cut, None where they were not. The mosaics
+        above are always the files as they are, and so are the windows of the ledger.
+      no_shared_pixels: the proof that splits do not leak: how it was checked, how many pairs were compared (pipeline.proof).
     """
 
     patch_size: int
@@ -100,10 +108,16 @@ class Dataset:
     statistics: Statistics
     counts: dict[str, int]
     options: dict[str, Any]
+    gsd_m: float | None = None
+    no_shared_pixels: dict[str, Any] = field(default_factory=dict)
 
     def records(self, split: str) -> int:
         """Patches in a split."""
         return sum(shard.records for shard in self.splits[split])
+
+    def grid(self, mosaic: Mosaic) -> PatchGrid:
+        """The patches of one of the mosaics, in pixels of the dataset's ground resolution."""
+        return (mosaic if self.gsd_m is None else mosaic.at_gsd(self.gsd_m)).grid(self.patch_size, self.overlap_px)
 
     def locate(self, patch_id: int) -> tuple[Mosaic, PatchGrid, int, int]:
         """The mosaic, its grid, and the row and column of a patch.
@@ -111,9 +125,11 @@ class Dataset:
         Raises:
           InputError: the number lies outside the dataset.
         """
-        for mosaic in self.mosaics:
-            grid = mosaic.grid(self.patch_size, self.overlap_px)
-            if 0 <= (index := patch_id - mosaic.first_patch_id) < len(grid):
+        place = bisect_right(self.mosaics, patch_id, key=lambda mosaic: mosaic.first_patch_id) - 1
+        if place >= 0:
+            mosaic = self.mosaics[place]
+            grid = self.grid(mosaic)
+            if (index := patch_id - mosaic.first_patch_id) < len(grid):
                 return mosaic, grid, *grid.cell(index)
         raise InputError(f"patch_id={patch_id} is not in this dataset: patches.parquet lists its numbers")
 
@@ -141,6 +157,8 @@ def read(folder: str) -> Dataset:
         statistics=Statistics(**value["statistics"]),
         counts=value["counts"],
         options=value["options"],
+        gsd_m=value.get("gsd_m"),
+        no_shared_pixels=value.get("no_shared_pixels", {}),
     )
 
 
@@ -151,8 +169,14 @@ def digest(folder: str) -> str:
 
 def mosaic_from_json(value: dict[str, Any]) -> Mosaic:
     """A mosaic from its JSON form."""
-    transform = value["transform"]
-    return Mosaic(**{**value, "transform": None if transform is None else tuple(transform)})
+    transform, stretch = value["transform"], value.get("stretch")
+    return Mosaic(
+        **{
+            **value,
+            "transform": None if transform is None else tuple(transform),
+            "stretch": None if stretch is None else tuple((low, high) for low, high in stretch),
+        }
+    )
 
 
 def shard_file(split: str, index: int, count: int) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from survey import files
 from survey.dataset import mosaic_from_json
@@ -97,11 +96,7 @@ def write(folder: str, manifest: Manifest, found: dict[str, Detections]) -> None
       manifest: what it is about.
       found: detections of each mosaic, by name.
     """
-    path = os.path.join(folder, TABLE)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.partial-{os.getpid()}"
-    pq.write_table(to_table(found, manifest.classes), temporary)
-    os.replace(temporary, path)
+    files.write_table(os.path.join(folder, TABLE), to_table(found, manifest.classes))
     files.write_json(os.path.join(folder, MANIFEST), {"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
 
 
@@ -128,7 +123,7 @@ def read(folder: str) -> tuple[Manifest, dict[str, Detections]]:
     files.check_version(path, value, FORMAT_VERSION)
     mosaics = tuple(mosaic_from_json(mosaic) for mosaic in value["mosaics"])
     manifest = Manifest(**{**value, "classes": tuple(value["classes"]), "mosaics": mosaics})
-    table = pq.read_table(os.path.join(folder, TABLE))
+    table = files.read_table(os.path.join(folder, TABLE))
     owner = table["mosaic"].to_numpy(zero_copy_only=False)
     boxes = np.stack([table[side].to_numpy() for side in ("y0", "x0", "y1", "x1")], axis=1)
     everything = Detections(boxes, table["score"].to_numpy(), table["class_id"].to_numpy(), table["patch_id"].to_numpy())

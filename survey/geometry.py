@@ -10,6 +10,7 @@ instead of hanging over the edge. Each pixel has exactly one owner: the patch wh
 A patch is named by a dense, reversible number: patch_id = first_patch_id + row * columns + column.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,8 +162,11 @@ class Mosaic:
       crs: coordinate reference system ("EPSG:32617" or WKT), None for a plain image.
       transform: affine (a, b, c, d, e, f) from pixel corners to map units: x = a*column + b*row + c, y = d*column + e*row + f.
       gsd_m: side of a pixel on the ground in metres, None where the CRS does not say.
-      sha256: digest of the file; "" until it was read.
+      sha256: names the content (`survey.files.fingerprint`): sha256 of a local file, in a bucket the MD5 that is kept with it, as
+        "gs-md5:..."; "" until it was read.
       first_patch_id: number of its first patch in the dataset.
+      stretch: of a 16-bit file, (low, high) of each colour band: low becomes 0 and high 255; None of an 8-bit one.
+      one_pass: whether the file has rows only, no tiles, so that it is best read once, front to back, by one worker.
     """
 
     name: str
@@ -175,10 +179,34 @@ class Mosaic:
     gsd_m: float | None = None
     sha256: str = ""
     first_patch_id: int = 0
+    stretch: tuple[tuple[float, float], ...] | None = None
+    one_pass: bool = False
 
     def grid(self, patch_size: int, overlap_px: int) -> PatchGrid:
         """The patches that cover this mosaic."""
         return PatchGrid(self.height, self.width, patch_size, overlap_px)
+
+    def at_gsd(self, gsd_m: float) -> "Mosaic":
+        """This mosaic as it would be at another ground resolution: same ground, other pixels, to the nearest whole one.
+
+        Args:
+          gsd_m: side of its pixels on the ground, in metres.
+
+        Raises:
+          InputError: nothing says how large its pixels are now.
+        """
+        if self.gsd_m is None:
+            raise InputError(
+                f"--gsd_m={gsd_m:g}: mosaic {self.path} does not say how large its pixels are on the ground (no projected CRS): "
+                "georeference it (gdal_translate -a_srs EPSG:... -a_ullr ...), or leave --gsd_m out"
+            )
+        height, width = (max(1, round(side * self.gsd_m / gsd_m)) for side in (self.height, self.width))
+        transform = None
+        if self.transform is not None:
+            a, b, c, d, e, f = self.transform
+            tall, wide = self.height / height, self.width / width
+            transform = (a * wide, b * tall, c, d * wide, e * tall, f)
+        return dataclasses.replace(self, height=height, width=width, transform=transform, gsd_m=gsd_m)
 
     def to_map(self, points: np.ndarray) -> np.ndarray:
         """Map coordinates of pixel positions.

@@ -19,13 +19,14 @@ def stem(path: str) -> str:
     return name.rsplit(".", 1)[0] if "." in name[1:] else name
 
 
-def read(paths: Sequence[str], *, patch_size: int, overlap_px: int) -> tuple[Mosaic, ...]:
+def read(paths: Sequence[str], *, patch_size: int, overlap_px: int, bad: dict[str, str] | None = None) -> tuple[Mosaic, ...]:
     """Headers and digests of mosaics; pixels are read only to digest the file.
 
     Args:
       paths: the image files.
       patch_size: side of a patch in pixels.
       overlap_px: pixels that neighbouring patches share, at least.
+      bad: gets the names of files that are no image, each with the reason, and they are left out; by default they are an error.
 
     Returns:
       The mosaics in the order of their names, each with the number of its first patch.
@@ -43,9 +44,15 @@ def read(paths: Sequence[str], *, patch_size: int, overlap_px: int) -> tuple[Mos
                 f"--mosaics: {by_name[name]} and {path} are both named {name!r}: annotations and detections could not tell them "
                 "apart; rename one, or narrow the pattern"
             )
-        with Raster(path) as raster:
-            info = raster.info()
-        digest = files.sha256(path)
+        try:
+            with Raster(path) as raster:
+                info = raster.info()
+        except InputError as error:
+            if bad is None:
+                raise
+            by_name[name], bad[name] = path, str(error)
+            continue
+        digest = files.fingerprint(path)
         if digest in by_digest:
             raise InputError(
                 f"--mosaics: {by_digest[digest]} and {path} are the same image: it would be counted twice and could leak between "

@@ -64,9 +64,9 @@ def test_workers_in_other_processes_count_too_and_say_nothing(capfd):
 
 
 def test_other_runners_are_left_to_beam():
-    chosen = options("--runner=DataflowRunner", "--project=p", "--region=europe-west4", "--num_workers=3")
-    assert chosen.view_as(StandardOptions).runner == "DataflowRunner"
-    assert chosen.get_all_options()["num_workers"] == 3
+    chosen = options("--runner=FlinkRunner", "--flink_master=localhost:8081", "--parallelism=3")
+    assert chosen.view_as(StandardOptions).runner == "FlinkRunner"
+    assert chosen.get_all_options()["parallelism"] == 3
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,15 @@
 import dataclasses
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from pipeline import plan
+from pipeline import labelling, plan, split, summary
 from survey import truth
 from survey.annotations.annotation import Annotation
 from survey.errors import InputError
 from survey.geometry import Mosaic, Window
-from survey.mosaics import numbered
 
 # 4 rows x 6 columns of patches; columns start at 0, 80, ..., 400. Of the columns 0 to 3 go to train, 5 to val, 4 to none
 # (test_pipeline_split works this out).
@@ -21,17 +21,9 @@ def annotation(box, name="tern", image="north.tif", size=(300, 500)):
 
 
 def make(annotations, mosaics=(NORTH,), **changes):
-    options = {
-        "classes": None,
-        "patch_size": 100,
-        "overlap_px": 20,
-        "fractions": {"train": 0.8, "val": 0.2},
-        "min_visible": 0.3,
-        "records_per_shard": 5,
-        **changes,
-    }
-    ordered = numbered(mosaics, patch_size=options["patch_size"], overlap_px=options["overlap_px"])
-    return plan.make(ordered, annotations, **options)
+    classes, rule = changes.pop("classes", None), changes.pop("rule", split.Rule())
+    tiling = plan.Tiling(**{"patch_size": 100, "overlap_px": 20, "min_visible": 0.3, "records_per_shard": 5, **changes})
+    return plan.make(mosaics, annotations, classes=classes, tiling=tiling, rule=rule)
 
 
 OBJECTS = [
@@ -70,6 +62,9 @@ def test_objects_in_patches_by_hand(planned):
 
 def test_everything_is_counted(planned):
     assert planned.counts == {
+        "largest_object_px": 50,  # H, the widest that lies in the mosaic
+        "objects_larger_than_overlap": 4,  # of 20 px: A 30, B 40, C 30, H 50 px wide; D is 20 px and whole in some patch
+        "patches_on_ground_of_another_split": 0,
         "boxes_too_little_visible_in_patch": 1,  # B in (0, 0)
         "mosaics": 1,
         "mosaics_without_objects": 0,
@@ -147,10 +142,10 @@ def test_visibility_rule():
     window = Window(0, 0, 100, 100)
     boxes = np.array([[0, 90, 10, 110], [0, 97, 10, 107], [0, 100, 10, 120], [-50, -50, 200, 200]], float)
     # Shown: half; 3 of 10 px, exactly the threshold; nothing; 100 x 100 of 250 x 250 = 0.16.
-    clipped, kept = plan.label(window, boxes, 0.3)
+    clipped, kept = labelling.label(window, boxes, 0.3)
     assert kept.tolist() == [True, True, False, False]
     assert clipped[0].tolist() == [0, 90, 10, 100]
-    assert plan.label(window, boxes, 0.0)[1].tolist() == [True, True, False, True]
+    assert labelling.label(window, boxes, 0.0)[1].tolist() == [True, True, False, True]
 
 
 def test_an_object_never_shown_enough_is_reported():
@@ -181,3 +176,87 @@ def test_given_label_map_keeps_its_ids_and_unused_classes():
 def test_bad_input(annotations, changes, words):
     with pytest.raises(InputError, match=words):
         make(annotations, **changes)
+
+
+def test_negatives_are_thinned_in_train_only_by_a_fixed_hash():
+    everything = make(OBJECTS)
+    planned = make(OBJECTS, negatives_per_positive=1.0)
+    # Train has 16 patches, of which 5 show an object: (0, 0), (0, 1), (1, 0), (1, 1), (0, 2). 5 of the 11 empty ones stay.
+    assert planned.counts["patches_train"] == 10
+    assert planned.counts["empty_patches_left_out"] == 6
+    assert planned.counts["patches_val"] == everything.counts["patches_val"] == 4
+    kept = {p.patch_id for p in planned.patches}
+    assert {p.patch_id for p in everything.patches if len(p.class_ids) or p.split == "val"} < kept
+    assert planned.statistics == everything.statistics
+    assert planned.digest() == make(OBJECTS, negatives_per_positive=1.0).digest() != everything.digest()
+    assert make(OBJECTS, negatives_per_positive=0.0).counts["patches_train"] == 5
+    assert make(OBJECTS, negatives_per_positive=9.0).counts["empty_patches_left_out"] == 0
+    # More negatives keep the earlier ones.
+    assert kept < {p.patch_id for p in make(OBJECTS, negatives_per_positive=2.0).patches}
+
+
+def test_what_workers_left_out_leaves_counts_and_statistics(planned):
+    # Patch 0 is (0, 0) with A; patch 3 is (0, 3) and empty.
+    left = planned.without(np.array([0, 3]), {"patches_empty": 1, "patches_of_bad_mosaics": 1})
+    assert {p.patch_id for p in planned.patches} - {p.patch_id for p in left.patches} == {0, 3}
+    assert [s.file for s in left.shards] == [s.file for s in planned.shards]  # a file with fewer records keeps its name
+    assert (left.counts["patches_train"], left.counts["objects_labelled"]) == (14, 3)
+    assert left.statistics.objects == {"train": 4, "val": 2}
+    assert left.proof.patches == 18
+    with pytest.raises(InputError, match="split val is left without any patch"):
+        planned.without(np.array([5, 11, 17, 23]), {})
+
+
+def test_a_common_ground_resolution():
+    # 300 x 500 px of 0.1 m at 0.2 m are 150 x 250 px: 2 x 3 patches of 100 px, starts 0, 50 and 0, 80, 150.
+    placed = dataclasses.replace(NORTH, crs="EPSG:32617", transform=(0.1, 0, 1000, 0, -0.1, 2000), gsd_m=0.1)
+    coarse = dataclasses.replace(
+        NORTH, name="coarse", path="c.tif", crs="EPSG:32618", transform=(0.2, 0, 0, 0, -0.2, 0), gsd_m=0.2
+    )
+    objects = [annotation((10, 10, 30, 40)), annotation((10, 10, 30, 40), image="coarse.tif")]
+    made = make(objects, [placed, coarse], gsd_m=0.2, rule=split.Rule(shares={"train": 1.0}))
+    assert [(m.name, m.height, m.gsd_m, m.first_patch_id) for m in made.mosaics] == [
+        ("coarse", 300, 0.2, 0),
+        ("north", 300, 0.1, 24),
+    ]
+    patches = {p.patch_id: p for p in made.patches}
+    assert len(patches) == 24 + 6
+    assert patches[0].boxes_patch_px.tolist() == [[10, 10, 30, 40]]
+    assert (patches[0].source, patches[0].scale) == (patches[0].window, (1.0, 1.0))
+    assert patches[24].boxes_patch_px.tolist() == [[5, 5, 15, 20]]
+    last = patches[29]
+    assert (last.row, last.column, last.window, last.source) == (1, 2, Window(50, 150, 150, 250), Window(100, 300, 300, 500))
+    assert last.scale == (2.0, 2.0)
+    with pytest.raises(InputError, match=r"--gsd_m=0.2: mosaic x/north.tif does not say how large its pixels are"):
+        make(OBJECTS, gsd_m=0.2)
+
+
+def test_two_mosaics_of_one_ground_do_not_leak():
+    # The same 50 m of ground flown twice, 5 m apart: as many blocks as one likes, one mosaic's val is the other's train.
+    one = dataclasses.replace(NORTH, crs="EPSG:32617", transform=(0.1, 0, 1000, 0, -0.1, 2000), gsd_m=0.1)
+    two = dataclasses.replace(one, name="south", path="s.tif", sha256="bb", transform=(0.1, 0, 1005, 0, -0.1, 2000))
+    made = make([*OBJECTS, annotation((10, 10, 30, 40), image="south.tif")], [one, two])
+    assert made.split_by == "block"
+    assert made.proof.holds
+    assert made.proof.overlapping_mosaics == 1
+    # Val of north is its column 5, px 400 to 500, map 1040 to 1050. In south that is px 350 to 450: columns 3 (240 to 340) and
+    # before are free, 4 is a buffer already, 5 is val too. Val of south, map 1045 to 1055, meets nothing of train in north.
+    assert made.counts["patches_on_ground_of_another_split"] == 0
+    turned = dataclasses.replace(two, transform=(-0.1, 0, 1050, 0, -0.1, 2000))  # flown the other way: its column 0 is north's 5
+    made = make([*OBJECTS, annotation((110, 210, 130, 240), image="south.tif")], [one, turned])
+    # Val of south, px 400 to 500, is map 1000 to 1010, where north has train in columns 0 (0 to 100 px) and 1 (80 to 180): 8
+    # patches; val of north, map 1040 to 1050, is train of south in its columns 0 and 1.
+    assert made.counts["patches_on_ground_of_another_split"] == 16
+    assert made.proof.holds
+
+
+def test_numbers_that_a_float32_would_mix_up(planned, capsys):
+    assert np.float32(16_777_217) == np.float32(plan.FLOAT32_IDS)  # the first two numbers that are mixed up
+    summary.warn_of_large_ids(planned, sys.stdout)
+    assert capsys.readouterr().out == ""
+    far = dataclasses.replace(planned.table, patch_ids=planned.table.patch_ids + plan.FLOAT32_IDS)
+    summary.warn_of_large_ids(dataclasses.replace(planned, table=far), sys.stdout)
+    assert "warning: patch numbers reach 16,777,239" in capsys.readouterr().out  # 2**24 + 23
+    huge = Mosaic("a", "a.tif", 60_000, 60_000)
+    with pytest.raises(InputError, match=r"3,600,000,000 patches, and numbers above 2,147,483,647 are lost"):
+        make([annotation((10, 10, 12, 12), image="a.tif", size=None)], [huge], patch_size=1, overlap_px=0)

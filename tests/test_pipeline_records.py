@@ -1,16 +1,19 @@
 import hashlib
 
 import numpy as np
+import pytest
 import simplejpeg
 
 from pipeline import records
+from pipeline.records import Encoding
+from survey.errors import InputError
 
 
 def example(pixels, boxes, class_ids, patch_id=7):
     return records.example(
         patch_id=patch_id,
         filename="nörd.tif",
-        jpeg=records.encode_jpeg(pixels, 95),
+        encoded=records.encode_jpeg(pixels, 95),
         patch_size=len(pixels),
         boxes_patch_px=boxes,
         class_ids=class_ids,
@@ -75,6 +78,50 @@ def test_tensorflow_reads_the_file(tmp_path, pixels):
         for record in written:
             writer.write(record)
     assert content == (tmp_path / "theirs.tfrecord").read_bytes()
+
+
+def test_png_without_loss(pixels):
+    import tensorflow as tf
+    from official.vision.dataloaders.tf_example_decoder import TfExampleDecoder
+
+    image = pixels(100, 100)
+    encoding = Encoding(image_format="png")
+    encoded = encoding.encode(image[:, ::-1])
+    assert encoded == encoding.encode(np.ascontiguousarray(image[:, ::-1]))
+    written = records.example(
+        patch_id=7,
+        filename="a.tif",
+        encoded=encoded,
+        image_format="png",
+        patch_size=100,
+        boxes_patch_px=BOXES,
+        class_ids=CLASS_IDS,
+        classes=("seal", "tern"),
+    )
+    got = tf.train.Example.FromString(written)
+    assert got.features.feature["image/format"].bytes_list.value == [b"png"]
+    decoded = TfExampleDecoder(regenerate_source_id=False).decode(tf.constant(written))
+    np.testing.assert_array_equal(decoded["image"].numpy(), image[:, ::-1])
+
+
+def test_subsampling(pixels):
+    image = pixels(64, 48)
+    half = Encoding(jpeg_quality=90, jpeg_subsampling="420").encode(image)
+    assert simplejpeg.decode_jpeg_header(half)[3] == "420"
+    assert Encoding(jpeg_quality=90).encode(image) == records.encode_jpeg(image, 90)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ({"image_format": "webp"}, "--image_format=webp: must be one of jpeg, png"),
+        ({"jpeg_quality": 0}, "--jpeg_quality=0: must be from 1 to 100"),
+        ({"jpeg_subsampling": "411"}, "--jpeg_subsampling=411: must be one of 444, 420"),
+    ],
+)
+def test_bad_encodings(encoding, message):
+    with pytest.raises(InputError, match=message):
+        Encoding(**encoding)
 
 
 def test_jpeg_keeps_colour_at_full_resolution(pixels):

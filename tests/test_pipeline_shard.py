@@ -189,7 +189,18 @@ def nothing_was_written(folder: Path, name: str = "ds") -> bool:
         (["--patchsize=3"], "did you mean --patch_size"),
         (["--direct_num_worker=3"], "did you mean --direct_num_workers"),
         (["--patch_size=600"], "no patch is left for val"),
-        (["--output=gs://bucket/ds"], "--output=gs://bucket/ds"),
+        (["--output=s3://bucket/ds"], "s3://bucket/ds: must be a local path or a gs:// address"),
+        (["--gsd_m=0"], "--gsd_m=0.0: is the side of a pixel"),
+        (["--gsd_m=0.5"], "mosaic .*north.png does not say how large its pixels are"),
+        (["--negatives_per_positive=-1"], "--negatives_per_positive=-1.0: must be 0 or more"),
+        (["--image_format=webp"], "invalid choice: 'webp'"),
+        (["--max_bad_mosaics=-1"], "--max_bad_mosaics=-1"),
+        (["--split_by=list"], "the list goes with --split_by list"),
+        (["--split_by=block", "--split_list=x.csv"], "the list goes with --split_by list"),
+        (["--split_list=x.csv"], "--split_list=x.csv cannot be read"),
+        (["--split_by=fold"], "folds go with --split_by fold"),
+        (["--folds=1"], "must be at least 2 folds"),
+        (["--folds=3", "--fold=3"], "a fold from 0 to folds - 1"),
     ],
 )
 def test_bad_flags(survey, more, words):
@@ -222,14 +233,14 @@ def test_bad_surveys(survey, pixels, write_raster, write_voc):
     refused("are the same image")
     (folder / "copy.png").unlink()
 
-    write_raster(folder / "deep.png", pixels(*SIZE).astype(np.uint16))
-    refused("deep.png holds uint16 pixels")
+    (folder / "deep.png").touch()
+    refused(r"1 mosaics cannot be read, --max_bad_mosaics=0:\n.*deep\.png cannot be read as an image")
     (folder / "deep.png").unlink()
 
     write_voc(folder / "north.xml", "north.png", (500, 300), OBJECTS)
     refused("its boxes would be misplaced")
     (folder / "north.xml").write_text("")
-    refused("not a Pascal VOC file")
+    refused("is empty .0 bytes., a Pascal VOC file is expected")
 
 
 def test_output_that_holds_something_else(survey):
@@ -242,7 +253,7 @@ def test_output_that_holds_something_else(survey):
     (folder / "file").touch()
     with pytest.raises(InputError, match="is a file: name a folder"):
         shard.run(argv("file"))
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="file/below is a file: name a folder"):
         shard.run(argv("file/below"))
 
 
@@ -268,7 +279,7 @@ def test_a_damaged_mosaic_is_named_and_nothing_looks_finished(survey, pixels, wr
     write_raster(folder / "north.png", random)
     content = (folder / "north.png").read_bytes()
     (folder / "north.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"north\.png is damaged: rows \d+ to \d+ cannot be read"):
+    with pytest.raises(InputError, match=r"1 mosaics cannot be read.*\n.*north\.png is damaged: rows \d+ to \d+ cannot be read"):
         shard.run(argv())
     assert not (folder / "ds/dataset.json").exists()
 
@@ -281,3 +292,89 @@ def test_the_manifest_says_how_it_was_made(survey):
     assert options["split"] == ["train=0.8", "val=0.2"]
     assert "output" not in options
     assert str(folder / "ds") not in (folder / "ds/dataset.json").read_text()
+
+
+def test_patches_that_show_nothing_are_skipped_and_counted(survey, pixels, write_raster, capsys):
+    folder, argv = survey
+    (folder / "north.png").unlink()
+    alpha = np.full((*SIZE, 1), 255, np.uint8)
+    alpha[:, :260] = 0  # columns 0 to 2 of patches (0 to 260 px) show nothing at all
+    write_raster(folder / "north.png", np.concatenate([pixels(*SIZE), alpha], axis=-1))
+    assert shard.run(argv()) == 0
+    made = dataset.read(str(folder / "ds"))
+    # 12 patches there, 5 of which have objects (test_pipeline_plan): an annotation outranks a mask.
+    assert made.counts["patches_empty"] == 7
+    assert (made.records("train"), made.records("val")) == (9, 4)
+    rows = pq.read_table(folder / "ds/patches.parquet").to_pylist()
+    assert len(rows) == 13
+    assert all(row["objects"] or row["column"] > 2 for row in rows)
+    assert "left out in which no pixel shows anything: 7 patches" in capsys.readouterr().out
+    shard.run(argv("two", "--direct_num_workers=2"))
+    assert contents(folder / "ds") == contents(folder / "two")
+    shard.run(argv("all", "--no-skip_empty"))
+    assert dataset.read(str(folder / "all")).records("train") == 16
+
+
+def test_resampled_png_patches_lead_back_to_their_pixels(survey, pixels, write_raster):
+    import rasterio
+    import tensorflow as tf
+
+    folder, argv = survey
+    (folder / "north.png").unlink()
+    affine = rasterio.Affine(0.1, 0, 1000, 0, -0.1, 2000)
+    write_raster(folder / "north.png.tif", pixels(*SIZE), crs="EPSG:32617", transform=affine)
+    (folder / "north.png.tif").rename(folder / "north.tif")
+    mosaics = f"--mosaics={folder}/north.tif"
+    flags = ["--gsd_m=0.2", "--image_format=png", "--patch_size=50", "--overlap=10", mosaics]
+    assert shard.run([flag for flag in argv("ds", *flags) if "*.png" not in flag and flag != "--patch_size=100"]) == 0
+    made = dataset.read(str(folder / "ds"))
+    assert made.gsd_m == 0.2
+    assert made.mosaics[0].gsd_m == pytest.approx(0.1)
+    assert made.no_shared_pixels["holds"] is True
+    assert made.no_shared_pixels["pairs_sharing"] == 0
+    image, seen = pixels(*SIZE).astype(float), 0
+    halved = image.reshape(150, 2, 250, 2, 3).mean(axis=(1, 3))
+    rows = {row["patch_id"]: row for row in pq.read_table(folder / "ds/patches.parquet").to_pylist()}
+    for part in made.splits["train"]:
+        for serialised in tf.data.TFRecordDataset(str(folder / "ds" / part.file)):
+            example = tf.train.Example.FromString(serialised.numpy()).features.feature
+            row = rows[example["image/patch_id"].int64_list.value[0]]
+            assert example["image/format"].bytes_list.value[0] == b"png"
+            decoded = tf.io.decode_png(example["image/encoded"].bytes_list.value[0]).numpy()
+            _, grid, r, c = made.locate(row["patch_id"])
+            window = grid.window(r, c)
+            assert (row["y0"], row["x0"], row["y1"], row["x1"]) == tuple(
+                2 * v for v in (window.y0, window.x0, window.y1, window.x1)
+            )
+            assert row["mosaic_sha256"] == hashlib.sha256((folder / "north.tif").read_bytes()).hexdigest()
+            assert np.abs(decoded - halved[window.y0 : window.y1, window.x0 : window.x1]).mean() < 1.5
+            seen += 1
+    assert seen == made.records("train")
+
+
+def test_folds_and_lists(survey, pixels, write_raster, write_voc):
+    folder, argv = survey
+    for i in range(2):
+        write_raster(folder / f"m{i}.png", pixels(*SIZE, seed=i + 1))
+        write_voc(folder / f"m{i}.xml", f"m{i}.png", SIZE, OBJECTS)
+    validated = []
+    for fold in range(3):
+        shard.run(argv(f"fold{fold}", "--folds=3", f"--fold={fold}"))
+        rows = pq.read_table(folder / f"fold{fold}/patches.parquet").to_pylist()
+        validated += [row["patch_id"] for row in rows if row["split"] == "val"]
+    assert sorted(validated) == list(range(72))
+    (folder / "splits.csv").write_text("mosaic,split\nnorth,train\nm0,val\nm1,test\n")
+    shard.run(argv("listed", f"--split_list={folder}/splits.csv"))
+    made = dataset.read(str(folder / "listed"))
+    assert {name: made.records(name) for name in made.splits} == {"train": 24, "test": 24, "val": 24}
+    rows = pq.read_table(folder / "listed/patches.parquet").to_pylist()
+    assert {(row["mosaic"], row["split"]) for row in rows} == {("north", "train"), ("m0", "val"), ("m1", "test")}
+
+
+def test_an_object_larger_than_the_overlap_is_reported(survey, capsys):
+    _, argv = survey
+    shard.run(argv())
+    # Of 20 px: A is 30 wide, B 40, C 30; D is 20 and whole in some patch.
+    assert "3 larger than the overlap of 20 px, the largest 40 px: some may be whole in no patch; remedy: --overlap 40" in (
+        capsys.readouterr().out
+    )

@@ -71,8 +71,8 @@ def test_overview_keeps_proportions(tmp_path, pixels, write_raster):
 
 
 def test_what_cannot_be_read_is_refused(tmp_path, pixels, write_raster):
-    deep = write_raster(tmp_path / "deep.tif", pixels(20, 20).astype(np.uint16) * 256)
-    with pytest.raises(InputError, match=r"deep\.tif holds uint16 pixels: must be uint8"):
+    deep = write_raster(tmp_path / "deep.tif", pixels(20, 20).astype(np.float32))
+    with pytest.raises(InputError, match=r"deep\.tif holds float32 pixels: must be uint8, uint16 or int16"):
         Raster(deep)
     (tmp_path / "text.tif").write_text("not a raster")
     with pytest.raises(InputError, match=r"text\.tif cannot be read as an image"):

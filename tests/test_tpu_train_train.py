@@ -39,8 +39,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     for seed, name in enumerate(("one", "two")):
         image, objects = squares(300, 300, seed)
+        placed = rasterio.Affine(0.1, 0, 5e5 + 100 * seed, 0, -0.1, 4e6)  # two places: one ground would have to be in one split
         with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", height=300, width=300, count=3, dtype="uint8",
-                           crs="EPSG:32617", transform=rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 4e6)) as out:  # fmt: skip
+                           crs="EPSG:32617", transform=placed) as out:  # fmt: skip
             out.write(image.transpose(2, 0, 1))
         text = "".join(
             f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"

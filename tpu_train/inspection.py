@@ -4,12 +4,13 @@ Each shard is read once, front to back: its digest, the checksum of each record,
 Pixels are dropped at once; a patch leaves about 70 bytes and each of its boxes 24, so that a million patches fit in memory.
 """
 
+import collections
 import hashlib
+import itertools
 import os
 import re
 import struct
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from tpu_train import input as host
 
 CASES = 20  # kept of each kind of problem; the count is of all
 BLACK = 8  # a pixel is black when no channel is above this: JPEG adds a little to the zeros of padding and nodata
-_CHUNK = 64  # records in flight: 10 MB of JPEGs, and enough to keep a few cores busy
+_AHEAD = 64  # records read, and records decoded, ahead of the checks: 10 MB of JPEGs
 
 _EXTRA = {
     "image/source_id": tf.io.FixedLenFeature([], tf.string, default_value=""),
@@ -119,38 +120,61 @@ class Record:
 
 
 class Reader:
-    """The decoder of training, with what only the doctor asks for added, as compiled functions that threads may call."""
+    """The decoder of training, with what only the doctor asks for added."""
 
     def __init__(self, patch_size: int, max_boxes: int) -> None:
-        self._patch_size = patch_size
-        signature = [tf.TensorSpec([], tf.string)]
+        self._patch_size, self._max_boxes = patch_size, max_boxes
 
-        def fields(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            example = tf.io.parse_single_example(serialized, host.FEATURES | _EXTRA)
-            kept = {name: value for name, value in example.items() if name != "image/encoded"}
-            return {name: value.values if isinstance(value, tf.SparseTensor) else value for name, value in kept.items()}
+    def read(self, records: Iterable[Record]) -> Iterator[tuple[Record, dict[str, Any] | None, list[tuple[str, str]]]]:
+        """The values of records, decoded on all cores, in order.
 
-        def whole(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            image = host.decode(serialized, patch_size, max_boxes)["image"]
-            # Every second pixel tells as much about black borders and takes a quarter of the time.
-            black = tf.reduce_max(image[::2, ::2], axis=2) <= BLACK
-            bits, deviation = duplicates.fingerprint(image)
-            return fields(serialized) | {"black": tf.reduce_mean(tf.cast(black, tf.float32)), "bits": bits, "deviation": deviation}
-
-        self._fields = tf.function(fields, input_signature=signature)
-        self._whole = tf.function(whole, input_signature=signature)
-
-    def read(self, record: Record) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
-        """The values of a record.
-
-        Returns:
-          (values as numpy, None if they cannot be had; problems as (kind, words)). Values hold no "bits" without pixels.
+        Yields:
+          (record, values as numpy or None if they cannot be had, problems as (kind, words)). Values hold "bits" where pixels
+          were decoded.
         """
-        try:
-            found = (self._whole if record.look else self._fields)(record.content)
-            return {name: value.numpy() for name, value in found.items()}, []
-        except tf.errors.OpError:
-            return self._diagnose(record)
+        waiting: collections.deque[Record] = collections.deque()
+
+        def feed() -> Iterator[tuple[list[bytes], list[bool]]]:
+            for chunk in _chunks(records):
+                waiting.extend(chunk)
+                yield [record.content for record in chunk], [record.look for record in chunk]
+
+        # Fed in chunks: for every single record the two threads of Python would wait for each other.
+        kinds = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.bool))
+        rows = tf.data.Dataset.from_generator(feed, output_signature=kinds).unbatch()
+        # A fixed number, two more than cores: AUTOTUNE settles on one call at a time here, at half the speed.
+        calls = (os.cpu_count() or 1) + 2
+        rows = rows.map(self._values, num_parallel_calls=calls, deterministic=True).prefetch(_AHEAD)
+        iterator = iter(rows)
+        while True:
+            try:
+                found = {name: value.numpy() for name, value in next(iterator).items()}
+            except StopIteration:
+                return
+            except tf.errors.OpError:  # of one record, at its place in the order; the next call goes on behind it
+                record = waiting.popleft()
+                yield record, *self._diagnose(record)
+                continue
+            record = waiting.popleft()
+            if not record.look:
+                del found["bits"]
+            yield record, found, []
+
+    def _values(self, serialized: tf.Tensor, look: tf.Tensor) -> dict[str, tf.Tensor]:
+        def pixels() -> tuple[tf.Tensor, ...]:
+            decoded = host.decode(serialized, self._patch_size, self._max_boxes)
+            image = decoded["image"]
+            # Asked for so that TensorFlow does not leave out the part of the decoder that pads boxes and labels.
+            used = tf.reduce_sum(decoded["boxes"]) + tf.cast(tf.reduce_sum(decoded["classes"]), tf.float32)
+            # A sixteenth of the pixels tells as much about black borders, and costs next to nothing beside decoding.
+            black = tf.reduce_max(image[::4, ::4], axis=2) <= BLACK
+            return used, tf.reduce_mean(tf.cast(black, tf.float32)), *duplicates.fingerprint(image)
+
+        def nothing() -> tuple[tf.Tensor, ...]:
+            return tf.constant(0.0), tf.constant(np.nan), tf.zeros(128, tf.bool), tf.constant(0.0)
+
+        used, black, bits, deviation = tf.cond(look, pixels, nothing)
+        return _fields(serialized) | {"used": used, "black": black, "bits": bits, "deviation": deviation}
 
     def image(self, content: bytes) -> np.ndarray | None:
         """The pixels of a record, None where they cannot be decoded; of any size."""
@@ -164,7 +188,7 @@ class Reader:
     def _diagnose(self, record: Record) -> tuple[dict[str, Any] | None, list[tuple[str, str]]]:
         """Why the decoder of training fails on a record, step by step."""
         try:
-            found = {name: value.numpy() for name, value in self._fields(record.content).items()}
+            found = {name: value.numpy() for name, value in _fields(record.content).items()}
         except tf.errors.OpError as error:
             return None, [("decoder", f"{record.place}: {_first_line(error)}")]
         name = f"{record.place} (patch {found['image/patch_id']})"
@@ -174,6 +198,13 @@ class Reader:
         if image.shape[:2] != (self._patch_size, self._patch_size):
             return found, [("image_size", f"{name}: {image.shape[0]} px high, {image.shape[1]} px wide")]
         return found, [("decoder", f"{name}: its four lists of box sides and its list of labels are of different lengths")]
+
+
+def _fields(serialized: tf.Tensor | bytes) -> dict[str, tf.Tensor]:
+    """Everything of a record but its picture; lists as they are, of any length."""
+    example = tf.io.parse_single_example(serialized, host.FEATURES | _EXTRA)
+    kept = {name: value for name, value in example.items() if name != "image/encoded"}
+    return {name: value.values if isinstance(value, tf.SparseTensor) else value for name, value in kept.items()}
 
 
 def inspect(folder: str, data: Dataset, *, sample: int = 0, seed: int = 0) -> Inspection:
@@ -194,27 +225,26 @@ def inspect(folder: str, data: Dataset, *, sample: int = 0, seed: int = 0) -> In
     labels: list[np.ndarray] = []
     names = np.array([b"", *(name.encode() for name in data.classes)])
     reader = Reader(data.patch_size, max(1, data.statistics.max_objects_per_patch))
-    progress = Progress("doctor", sum(data.records(split) for split in splits), "patches")
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for chunk in _chunks(_records(folder, data, _chosen(data, sample, seed), problems)):
-            for record, (found, met) in zip(chunk, pool.map(reader.read, chunk), strict=True):
-                for kind, words in met:
-                    problems[kind].add(words)
-                if found is None:
-                    continue
-                _judge_fields(found, record.place, data.patch_size, names, problems)
-                sides, classes = _objects(found)
-                boxes.append(sides)
-                labels.append(classes)
-                seen = "bits" in found
-                prints.append(duplicates.pack(found["bits"]) if seen else np.zeros(2, np.uint64))
-                rows.append(
-                    (record.split, record.shard, record.record, record.offset, len(record.content), int(found["image/patch_id"]),
-                     len(classes), seen, found.get("black", np.nan), seen and found["deviation"] < duplicates.EVEN)
-                )  # fmt: skip
-            done += len(chunk)
+    total = sum(data.records(split) for split in splits)
+    progress = Progress("doctor", total, "patches")
+    records = _records(folder, data, _chosen(data, sample, seed), problems)
+    for done, (record, found, met) in enumerate(reader.read(records), start=1):
+        if done % _AHEAD == 0 or done == total:
             progress.update(done)
+        for kind, words in met:
+            problems[kind].add(words)
+        if found is None:
+            continue
+        _judge_fields(found, record.place, data.patch_size, names, problems)
+        sides, classes = _objects(found)
+        boxes.append(sides)
+        labels.append(classes)
+        seen = "bits" in found
+        prints.append(duplicates.pack(found["bits"]) if seen else np.zeros(2, np.uint64))
+        rows.append(
+            (record.split, record.shard, record.record, record.offset, len(record.content), int(found["image/patch_id"]),
+             len(classes), seen, found.get("black", np.nan), seen and found["deviation"] < duplicates.EVEN)
+        )  # fmt: skip
     kinds = (np.int32, np.int32, np.int32, np.int64, np.int64, np.int64, np.int32, bool, np.float32, bool)
     columns = zip(*rows, strict=True) if rows else ((),) * len(kinds)
     split, shard, position, offset, length, patch_id, objects, seen_, black, even = (
@@ -264,7 +294,9 @@ def _judge_fields(found: dict[str, Any], place: str, patch_size: int, names: np.
         if len(wrong):
             label, text = int(labels[wrong[0]]), texts[wrong[0]].decode(errors="replace")
             meant = names[label].decode()
-            problems["class_text"].add(f"{place} (patch {patch_id}): label {label} is called {text!r}, the manifest says {meant!r}")
+            problems["class_text"].add(
+                f"{place} (patch {patch_id}): label {label} is called {text!r}, the manifest says {meant!r}"
+            )
 
 
 def _chosen(data: Dataset, sample: int, seed: int) -> dict[str, np.ndarray]:
@@ -279,14 +311,9 @@ def _chosen(data: Dataset, sample: int, seed: int) -> dict[str, np.ndarray]:
     return chosen
 
 
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    chunk: list[Record] = []
-    for record in records:
-        chunk.append(record)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    rest = iter(records)
+    while chunk := list(itertools.islice(rest, _AHEAD)):
         yield chunk
 
 
@@ -310,13 +337,15 @@ def _records(folder: str, data: Dataset, chosen: dict[str, np.ndarray], problems
                         yield Record(split_index, number, index, offset, body or b"", f"{shard.file} record {index}", look)
             except FileNotFoundError:
                 problems["shards"].add(f"{shard.file} is missing: {shard.records} patches of split {split}")
+            except OSError as error:
+                problems["shards"].add(f"{shard.file} cannot be read: {error.strerror}")
             else:
                 if total != shard.records:
                     problems["shards"].add(f"{shard.file} holds {total} records, the manifest says {shard.records}")
                 if digest.hexdigest() != shard.sha256 and problems["shards"].count == damaged:
                     problems["shards"].add(
-                        f"{shard.file} has sha256 {digest.hexdigest()[:12]}…, the manifest says {shard.sha256[:12]}…, though each "
-                        "record's checksum is right: the file was written again after the manifest"
+                        f"{shard.file} has sha256 {digest.hexdigest()[:12]}…, the manifest says {shard.sha256[:12]}…, though "
+                        "each record's checksum is right: the file was written again after the manifest"
                     )
             before += shard.records
             number += 1

@@ -4,42 +4,34 @@ The corners are taken as they stand, as corners of a half-open box: the tools th
 count from 0, unlike the 2007 challenge, which counted pixels from 1. The difference is at most one pixel.
 """
 
-from collections.abc import Iterator
-from xml.etree.ElementTree import Element, ParseError
-
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
-
-from survey import files
+from survey.annotations import reading
 from survey.annotations.annotation import Annotation
+from survey.annotations.reading import Reading, ReadOptions
 from survey.errors import InputError
 
+WHAT = "a Pascal VOC file"
 
-def read(path: str) -> Iterator[Annotation]:
+
+def read(path: str, options: ReadOptions) -> Reading:
     """Annotations of one VOC file.
 
     Raises:
       InputError: not XML, XML that expands entities, or an object without name or a numeric box.
     """
-    try:
-        root = fromstring(files.read(path))
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        raise InputError(f"{path} is not a Pascal VOC file: {error}") from error
+    root = reading.xml(path, WHAT, "annotation")
     image = (root.findtext("filename") or "").strip()
-    if root.tag != "annotation" or not image:
-        raise InputError(f"{path} is not a Pascal VOC file: <annotation> with <filename> expected, found <{root.tag}>")
-    image_size = _image_size(root)
+    if not image:
+        raise InputError(f"{path} is not {WHAT}: <annotation> with <filename> expected")
+    size = reading.image_size(root.findtext("size/height"), root.findtext("size/width"), path)
+    annotations = []
     for number, element in enumerate(root.iter("object"), start=1):
         name = (element.findtext("name") or "").strip()
-        try:
-            y0, x0, y1, x1 = (float(element.findtext(f"bndbox/{corner}") or "") for corner in ("ymin", "xmin", "ymax", "xmax"))
-        except ValueError:
-            raise InputError(f"{path}: object {number} ({name or 'no name'}) has no numeric <bndbox>") from None
+        where = f"{path}: object {number} ({name or 'no name'})"
+        corners = ("ymin", "xmin", "ymax", "xmax")
+        if element.find("bndbox") is None:
+            raise InputError(f"{where} has no <bndbox>")
+        y0, x0, y1, x1 = reading.numbers((element.findtext(f"bndbox/{corner}") for corner in corners), where, corners)
         if not name:
             raise InputError(f"{path}: object {number} has no <name>")
-        yield Annotation(image, image_size, name, (y0, x0, y1, x1), path)
-
-
-def _image_size(root: Element) -> tuple[int, int] | None:
-    height, width = (root.findtext(f"size/{side}") for side in ("height", "width"))
-    return (int(height), int(width)) if height and width and int(height) and int(width) else None
+        annotations.append(Annotation(image, size, name, (y0, x0, y1, x1), path))
+    return Reading(annotations, (image,))
