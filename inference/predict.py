@@ -30,6 +30,9 @@ PROG = "rookery predict"
 # small survey still keeps several workers busy and that little is lost when one of them dies.
 PATCHES_PER_RUN = 16
 
+# Objects of one kind differ more than this among themselves, and training varies the scale by more.
+GSD_TOLERANCE = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -79,6 +82,7 @@ def run(argv: Sequence[str]) -> int:
         )
     paths = files.match(options.mosaics, "mosaics")
     mosaics = survey_mosaics.read(paths, patch_size=spec.image_size, overlap_px=overlap_px)
+    _refuse_another_resolution(mosaics, spec.gsd_m)
     manifest = Manifest(
         model=options.model,
         model_digest=model.digest(options.model),
@@ -105,6 +109,21 @@ def run(argv: Sequence[str]) -> int:
     parts.clear(options.output)
     print(_summary(options, manifest))
     return 0
+
+
+def _refuse_another_resolution(mosaics: Sequence[Mosaic], gsd_m: float | None) -> None:
+    """A model that was trained at one ground resolution finds objects of the size they have there.
+
+    Raises:
+      InputError: the model has a resolution, and a mosaic another one or none.
+    """
+    for mosaic in mosaics:
+        if gsd_m is not None and (mosaic.gsd_m is None or abs(mosaic.gsd_m / gsd_m - 1) > GSD_TOLERANCE):
+            has = "no known ground resolution" if mosaic.gsd_m is None else f"{mosaic.gsd_m:g} m a pixel"
+            raise InputError(
+                f"{mosaic.path} has {has}, the model was trained at {gsd_m:g} m (`rookery shard --gsd_m`): objects would have "
+                f"another size than it knows; resample the mosaic with gdalwarp -tr {gsd_m:g} {gsd_m:g} -r average"
+            )
 
 
 def plan(mosaics: Sequence[Mosaic], patch_size: int, overlap_px: int) -> list[tuple[Mosaic, range]]:

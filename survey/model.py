@@ -37,6 +37,7 @@ class ModelSpec:
       score_floor: detections below are not kept at all.
       nms_iou: boxes of one class that overlap more than this are the same object.
       overlap_px: overlap of patches that the model was validated with.
+      gsd_m: metres on the ground per pixel that the training mosaics were resampled to; None where each kept its own.
       validation: metrics on the validation split, by name.
       dataset_digest: `dataset.digest` of the training data.
       versions: of the packages that made it.
@@ -51,6 +52,7 @@ class ModelSpec:
     score_floor: float
     nms_iou: float
     overlap_px: int
+    gsd_m: float | None
     validation: dict[str, float]
     dataset_digest: str
     versions: dict[str, str]

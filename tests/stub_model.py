@@ -26,6 +26,7 @@ SPEC = model.ModelSpec(
     score_floor=0.1,
     nms_iou=0.5,
     overlap_px=16,
+    gsd_m=None,
     validation={},
     dataset_digest="0" * 64,
     versions={},

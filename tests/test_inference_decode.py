@@ -23,6 +23,7 @@ SPEC = ModelSpec(
     score_floor=0.05,
     nms_iou=0.5,
     overlap_px=16,
+    gsd_m=None,
     validation={},
     dataset_digest="",
     versions={},

@@ -1,7 +1,9 @@
 """The verb on mosaics whose objects are written into their pixels (stub_model): every expected box follows from the painting."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
 from inference import parts, predict
-from survey import detections
+from survey import detections, model
 from survey.errors import InputError
 from survey.geometry import Mosaic
 
@@ -214,3 +216,15 @@ def test_help_is_quick():
     out = subprocess.run([sys.executable, "-m", "inference.predict", "--help"], capture_output=True, text=True, check=True)
     assert "--mosaics" in out.stdout
     assert time.monotonic() - start < 3  # 0.4 s alone; the machine that runs the tests may be busy
+
+
+def test_a_model_of_one_ground_resolution_refuses_another(model_folder, survey, tmp_path):
+    """The large mosaic has 0.5 m a pixel; the small one, a plain photo, has none."""
+    spec = model.read(model_folder)
+    for gsd_m, words in ((0.25, r"large\.tif has 0\.5 m a pixel, the model was trained at 0\.25 m"), (0.5, "no known ground")):
+        folder = tmp_path / f"model-{gsd_m}"
+        shutil.copytree(model_folder, folder)
+        model.write(str(folder), dataclasses.replace(spec, gsd_m=gsd_m))
+        with pytest.raises(InputError, match=words):
+            predict.run(argv(str(folder), survey, tmp_path / "out"))
+        assert not (tmp_path / "out").exists()

@@ -267,7 +267,7 @@ def test_chart_geometry_by_hand():
 def test_the_models_dataset_is_named_while_the_model_is_the_same(survey):
     folder = str(survey / "model")
     anchors = AnchorSpec(min_level=3, max_level=5, num_scales=1, aspect_ratios=(1.0,), anchor_size=3.0)
-    spec = ModelSpec("retinanet", 416, ("gull",), anchors, (1, 1, 1, 1), 0.5, 0.05, 0.4, 64, {"f1": 0.61}, "ef" * 32, {})
+    spec = ModelSpec("retinanet", 416, ("gull",), anchors, (1, 1, 1, 1), 0.5, 0.05, 0.4, 64, None, {"f1": 0.61}, "ef" * 32, {})
     model.write(folder, spec)
     manifest, found = detections.read(str(survey / "found"))
     detections.write(str(survey / "found"), dataclasses.replace(manifest, model=folder, model_digest=model.digest(folder)), found)

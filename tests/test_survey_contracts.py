@@ -37,6 +37,7 @@ SPEC = ModelSpec(
     score_floor=0.05,
     nms_iou=0.5,
     overlap_px=64,
+    gsd_m=0.1,
     validation={"f1": 0.5},
     dataset_digest="00",
     versions={"rookery": "0.1.0"},

@@ -36,7 +36,7 @@ def decode(serialized: tf.Tensor, patch_size: int, max_boxes: int) -> dict[str, 
       patch_id: int64 [].
     """
     example = tf.io.parse_single_example(serialized, FEATURES)
-    # INTEGER_ACCURATE is the default of the JPEG library and of our own encoder's round trip.
+    # Also decodes PNG: the operation looks at the first bytes, not at its name.
     image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
     sides = [tf.sparse.to_dense(example[f"image/object/bbox/{side}"]) for side in ("ymin", "xmin", "ymax", "xmax")]
     boxes = tf.stack(sides, axis=1)[:max_boxes] * patch_size
