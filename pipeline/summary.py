@@ -67,6 +67,12 @@ def text(made: Dataset, offenders: Mapping[str, list[str]], folder: str) -> str:
         ("mosaics_without_objects", "mosaics without any object: all their patches count as empty"),
         ("images_without_objects_not_among_mosaics", "images named without objects that are not among the mosaics"),
         ("mosaics_unreadable", "mosaics left out, because they cannot be read"),
+        # What the readers of annotations pass over; docs/data.md says why in each format.
+        ("crowd_annotations_left_out", "annotations of crowds left out: they outline a group, not an object"),
+        ("shapes_left_out", "shapes left out that have no box of their own"),
+        ("features_left_out", "map features left out that have no place or box of their own"),
+        ("rows_without_object", "rows that name an image without an object"),
+        ("gdal_aux_files_left_out", ".aux.xml files of GDAL left out: they are no annotations"),
     ):
         if counts.get(reason):
             lines.append(f"  {counts[reason]:,} {words}")
