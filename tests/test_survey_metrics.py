@@ -213,3 +213,19 @@ def test_a_thousand_objects_in_one_frame_are_all_counted():
     (one,) = metrics.outcomes([one_class(boxes, np.linspace(1, 0.5, 1000), boxes)], 1, COCO_IOUS)
     assert metrics.coco_ap([one]) == 1.0
     assert metrics.at_threshold(one, 0.5, 0.5).tp == 1000
+
+
+def test_best_count_by_hand():
+    """Ten objects; detections by falling score hit (h) or miss (m): h x 6, m, h, m, m, h, m ...
+
+    F1 = 2 tp / (n + 10): after 6 detections 12/16 = 0.75; after 8 (7 hits) 14/18 = 0.778, the best; after 11 (8 hits)
+    16/21 = 0.762, 2.04 % below it; after 10 (7 hits) 14/20 = 0.7.
+    """
+    one = chain([1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 0], truths=10, scores=np.linspace(0.9, 0.35, 12))
+    best = metrics.best_f1(one, 0.5)
+    assert (best.tp, best.fp) == (7, 1)
+    assert metrics.best_count(one, 0.5, f1_slack=0.0) == metrics.best_count(one, 0.5, f1_slack=0.02) == best
+    # Within 3 %, counts of 8 and 11 are allowed, and 11 is nearer to ten than 8.
+    nearer = metrics.best_count(one, 0.5, f1_slack=0.03)
+    assert (nearer.tp, nearer.fp) == (8, 3)
+    assert nearer.threshold == pytest.approx((one.scores[10] + one.scores[11]) / 2)

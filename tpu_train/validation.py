@@ -5,6 +5,9 @@ import numpy as np
 from survey import boxes as box_math
 from survey import dataset, metrics
 
+# Less than what F1 on a few hundred objects varies by chance: its standard error is some 0.03.
+F1_SLACK = 0.02
+
 
 class Validation:
     """Collects detections and objects of validation patches, in mosaic pixels, and turns them into metrics."""
@@ -52,11 +55,12 @@ class Validation:
           iou: at which an object counts as found, for F1 and the count.
 
         Returns:
-          ap50, ap (COCO), ap_at_iou; score_threshold with the best F1, and there f1, precision, recall, count, true_count.
+          ap50, ap (COCO), ap_at_iou; score_threshold, the best for counting among those of nearly the best F1, and there f1,
+          precision, recall, count, true_count.
         """
         frames = [metrics.Frame(*map(np.concatenate, zip(*parts, strict=True))) for parts in self._parts.values()]
         per_class = metrics.outcomes(frames, len(self._dataset.classes), (*metrics.COCO_IOUS, iou))
-        best = metrics.best_f1(metrics.pooled(per_class), iou)
+        best = metrics.best_count(metrics.pooled(per_class), iou, f1_slack=F1_SLACK)
         values = {
             "ap50": metrics.ap50(per_class),
             "ap": metrics.coco_ap(per_class),
