@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from inference import charts, evaluation, pictures
@@ -199,15 +198,8 @@ def render(
     ]
     rows = list(_count_rows(manifest, counting, judged))
     scores = np.concatenate([np.zeros(0, np.float32), *(one.scores for one in found.values())])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([os.path.dirname(os.path.abspath(__file__)), drawing.FOLDER]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, percent=_percent, signed=_signed, ratio=_ratio, size=_size, width=_width)
-    return environment.get_template(TEMPLATE).render(
+    page = drawing.template(os.path.join(os.path.dirname(__file__), TEMPLATE), FILTERS)
+    return page.render(
         manifest=manifest,
         judged=judged,
         evaluated=evaluated,
@@ -379,6 +371,9 @@ def _size(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+FILTERS = {"number": _number, "percent": _percent, "signed": _signed, "ratio": _ratio, "size": _size, "width": _width}
 
 
 if __name__ == "__main__":

@@ -1,16 +1,35 @@
-"""The look that our pages share: `page.css` beside this file, colours, and boxes as SVG."""
+"""What our pages share: how their templates are read, `page.css` beside this file, colours, and boxes as SVG."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import jinja2
 import numpy as np
-
-FOLDER = os.path.dirname(os.path.abspath(__file__))  # where templates find page.css
 
 # Okabe and Ito's palette (2008), which people with any common colour blindness tell apart, without its black, which drowns in
 # imagery. Repeated with other dashes for more classes than colours, so that colour is never the only difference.
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 DASHES = ("", "7 4", "2 3")
+
+
+def template(path: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Template:
+    """A page's template, which may include `page.css`. Whatever it prints is escaped, and a name it does not know is an error.
+
+    Args:
+      path: of the template.
+      filters: how it prints values, by name.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, os.path.dirname(os.path.abspath(__file__))]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True, slots=True)

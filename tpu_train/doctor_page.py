@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 import tensorflow as tf
 
@@ -20,6 +19,7 @@ from tpu_train.inspection import Inspection
 from tpu_train.traps import TRAPS
 
 TEMPLATE = "doctor.html"
+FILTERS = {"number": lambda value: f"{value:,}", "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%"}
 Pixels = np.ndarray  # uint8 [H, W, 3]
 
 # Units of the charts, as in the viewBox of doctor.html.
@@ -100,17 +100,10 @@ def render(
       sample: patches whose pixels were asked for, 0 for all.
       seed: of the choice of patches on the sheet.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([os.path.dirname(os.path.abspath(__file__)), drawing.FOLDER]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=lambda value: f"{value:,}", percent=lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%")
+    page = drawing.template(os.path.join(os.path.dirname(__file__), TEMPLATE), FILTERS)
     by_trap = {trap.number: [check for check in verdicts if trap.number in check.traps] for trap in TRAPS}
     spec = fit.spec
-    return environment.get_template(TEMPLATE).render(
+    return page.render(
         folder=folder,
         name=os.path.basename(os.path.abspath(folder)),
         data=data,
