@@ -8,7 +8,7 @@ MAX_BOXES, crops at most 24 of 256 px: about 2 MB for one mosaic, 30 MB at the v
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -373,7 +373,14 @@ def _size(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-FILTERS = {"number": _number, "percent": _percent, "signed": _signed, "ratio": _ratio, "size": _size, "width": _width}
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": _number,
+    "percent": _percent,
+    "signed": _signed,
+    "ratio": _ratio,
+    "size": _size,
+    "width": _width,
+}
 
 
 if __name__ == "__main__":
