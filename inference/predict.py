@@ -163,7 +163,7 @@ def _search(
     wanted = _part_ids(planned)
     parts.clear(options.output)  # of a run that did not get to its end
     files.make_folder(options.output)
-    progress = Progress("predict", sum(map(len, wanted)), "patches")
+    progress = Progress("predict", sum(map(len, wanted)), "patches", mpx=spec.image_size**2 / 1e6)
     try:
         with Watch(progress, lambda: parts.patches_done(options.output)):
             launch.run(chosen, lambda pipeline: pipeline | "Runs" >> beam.Create(runs) | "Search" >> transforms.Search(settings))

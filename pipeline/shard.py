@@ -184,7 +184,7 @@ def run(argv: Sequence[str]) -> int:
         )
         launch.run(beam_options, lambda pipeline: pipeline | transform)
 
-    written = cut_all(planned, options.output, cut, unreadable, options.max_bad_mosaics)
+    written = cut_all(planned, options.output, cut, unreadable, options.max_bad_mosaics, patch_mpx=options.patch_size**2 / 1e6)
     made = publish.commit(options.output, written, patch_size=options.patch_size, overlap_px=options.overlap, options=manifest)
     print(summary.text(made, written.offenders, options.output))
     return 0
@@ -228,6 +228,8 @@ def cut_all(
     cut: Callable[[Sequence[PlannedShard], Mapping[str, str]], None],
     unreadable: Mapping[str, str],
     max_bad_mosaics: int,
+    *,
+    patch_mpx: float,
 ) -> plan.Plan:
     """Cuts whatever is not finished, until no shard holds patches of a mosaic that turned out to be unreadable.
 
@@ -237,6 +239,7 @@ def cut_all(
       cut: cuts some shards, without the mosaics known to be bad.
       unreadable: mosaics that are not even in the plan, and why.
       max_bad_mosaics: so many may be left out.
+      patch_mpx: megapixels of a patch, for the rate.
 
     Returns:
       The plan as it was carried out.
@@ -254,7 +257,8 @@ def cut_all(
     for name in publish.finished_names(folder) - finished:
         publish.forget(folder, name)
     sizes = {shard.file: len(shard) for shard in planned.shards}
-    progress = Progress("shard", len(planned.table), "patches", start=sum(sizes[name] for name in finished))
+    already = sum(sizes[name] for name in finished)
+    progress = Progress("shard", len(planned.table), "patches", mpx=patch_mpx, start=already)
     with Watch(progress, lambda: sum(sizes.get(name, 0) for name in publish.finished_names(folder))):
         if todo:
             cut(todo, {})

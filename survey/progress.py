@@ -13,12 +13,22 @@ SECONDS_BETWEEN_LINES = 10.0  # in a log file; a terminal's line is rewritten at
 class Progress:
     """A progress line: rewritten in place on a terminal, a new line now and then in a log.
 
-    >>> print(Progress("shard", 200, "patches").line(50, seconds=10.0))
-    shard: 50 of 200 patches, 5.0 patches/s, 0:30 left
+    >>> print(Progress("shard", 200, "patches", mpx=0.25).line(50, seconds=10.0))
+    shard: 50 of 200 patches, 5.0 patches/s, 1.2 Mpx/s, 0:30 left
+
+    Args:
+      what: is being done.
+      total: units in all.
+      unit: its plural.
+      mpx: megapixels in a unit, to show that rate too; 0 for none.
+      start: units that were done before the start, which say nothing of the rate.
+      stream: where to, stderr if None.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, start: int = 0, stream: TextIO | None = None) -> None:
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(
+        self, what: str, total: int, unit: str, *, mpx: float = 0.0, start: int = 0, stream: TextIO | None = None
+    ) -> None:
+        self._what, self._total, self._unit, self._mpx = what, total, unit, mpx
         self._stream = sys.stderr if stream is None else stream
         self._start, self._begun = start, time.monotonic()
         self._shown = -SECONDS_BETWEEN_LINES
@@ -31,7 +41,8 @@ class Progress:
         if done >= self._total:
             left = clock(seconds) + " in all"
         speed = f"{rate:.1f} {self._unit}/s" if rate > 0 else ""
-        parts = [f"{done:,} of {self._total:,} {self._unit}", speed, left, note]
+        pixels = f"{rate * self._mpx:.1f} Mpx/s" if speed and self._mpx else ""
+        parts = [f"{done:,} of {self._total:,} {self._unit}", speed, pixels, left, note]
         return f"{self._what}: " + ", ".join(part for part in parts if part)
 
     def update(self, done: int, note: str = "") -> None:
