@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from survey import files, flags, model
 from survey.errors import InputError
 from survey.flags import flag
-from tpu_train.train import RECORD
-
-INFO = os.path.join("best", "info.json")  # Model Garden's record of the best validation
+from tpu_train.train import BEST_RECORD, RECORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,9 @@ def run(argv: Sequence[str]) -> int:
     """Exports; returns 0."""
     options, _ = flags.parse(Options, argv, prog="rookery export")
     made = files.read_json(os.path.join(options.model_dir, RECORD), "the record of a run of `rookery train`")
-    best = files.read_json(os.path.join(options.model_dir, INFO), "the best validation, which `rookery train` writes at its end")
+    best = files.read_json(
+        os.path.join(options.model_dir, BEST_RECORD), "the best validation, which `rookery train` writes at its end"
+    )
     if _already_exported(options, best, made["dataset"]):
         print(f"export: {options.output} already holds this model, nothing to do")
         return 0

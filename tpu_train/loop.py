@@ -17,7 +17,7 @@ from survey.errors import InputError
 from survey.progress import Progress
 from tpu_train import registry
 from tpu_train import strategy as strategies
-from tpu_train.train import Options, Plan
+from tpu_train.train import BEST_RECORD, Options, Plan
 
 CONFIG = "params.yaml"
 
@@ -81,6 +81,10 @@ def configure(options: Options, plan: Plan) -> config_definitions.ExperimentConf
 
 def train(config: config_definitions.ExperimentConfig, options: Options, plan: Plan) -> None:
     """Trains to the last step, from the last checkpoint in the model folder if there is one, and validates on the way."""
+    trained = steps_done(options.model_dir)
+    if trained >= options.steps and os.path.exists(os.path.join(options.model_dir, BEST_RECORD)):
+        print(f"train: {options.model_dir} already has its {trained} steps, nothing to do")
+        return
     logging.getLogger("absl").setLevel(logging.WARNING)
     files.write(os.path.join(options.model_dir, CONFIG), yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
     tf_keras.utils.set_random_seed(options.seed)
@@ -100,7 +104,7 @@ def train(config: config_definitions.ExperimentConfig, options: Options, plan: P
     orbit.controller._log = logging.getLogger(__name__).info  # it prints every dict that passes; our actions say it shorter
     with strategy.scope():  # the whole run: Model Garden swaps averaged weights only inside it
         task = task_factory.get_task(config.task)
-        task.start_step = steps_done(options.model_dir)
+        task.start_step = trained
         trainer = base_trainer.Trainer(
             config,
             task,

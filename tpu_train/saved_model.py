@@ -13,6 +13,7 @@ from survey import dataset, files, model, provenance
 from survey.errors import InputError
 from tpu_train import loop, registry
 from tpu_train.experiments import retinanet
+from tpu_train.train import BEST
 
 if TYPE_CHECKING:
     from tpu_train.export import Options
@@ -79,7 +80,7 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
     """
     config = registry.experiment("retinanet")
     config.override(yaml.safe_load(files.read(os.path.join(options.model_dir, loop.CONFIG))))
-    checkpoint = tf.train.latest_checkpoint(os.path.join(options.model_dir, "best"))
+    checkpoint = tf.train.latest_checkpoint(os.path.join(options.model_dir, BEST))
     if checkpoint is None:
         raise InputError(f"--model_dir={options.model_dir} has no checkpoint in best/: run `rookery train` to its end")
     data = dataset.read(config.task.dataset)

@@ -13,6 +13,8 @@ from survey.flags import flag
 
 MODELS = ("retinanet",)
 RECORD = "train.json"  # in the model folder: which run it belongs to
+BEST = "best"  # in the model folder: the checkpoint that validated best
+BEST_RECORD = os.path.join(BEST, "info.json")  # its metrics, as Model Garden writes them
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from survey.anchors import AnchorSpec
 from tpu_train import augment, pretrained, targets
 from tpu_train import input as host
 from tpu_train.models import efficientnet_lite
+from tpu_train.train import BEST
 from tpu_train.validation import Validation
 
 NAME = "rookery_retinanet"
@@ -102,7 +103,7 @@ def experiment() -> cfg.ExperimentConfig:
                     "warmup": {"type": "linear", "linear": {"warmup_steps": 50}},
                 }
             ),
-            best_checkpoint_export_subdir="best",
+            best_checkpoint_export_subdir=BEST,
             best_checkpoint_eval_metric="f1",
             best_checkpoint_metric_comp="higher",
         ),
