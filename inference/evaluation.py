@@ -144,7 +144,7 @@ def read(folder: str) -> tuple[Evaluation, pa.Table]:
     """
     path = os.path.join(folder, FILE)
     value = files.read_json(path, "an evaluation written by `rookery evaluate`")
-    files.check_version(path, value, FORMAT_VERSION)
+    files.check_contract(path, value, FORMAT_VERSION, Evaluation)
     parsed = {
         "overall": _scores(value["overall"]),
         "classes": {name: _scores(scores) for name, scores in value["classes"].items()},

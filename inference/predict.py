@@ -47,7 +47,7 @@ class Options:
     overlap: int | None = flags.flag("pixels that neighbouring patches share (default: the model's own)", default=None)
     batch_size: int = flags.flag("patches per call of the model; changes speed and memory, not the result", default=8)
     score_threshold: float | None = flags.flag(
-        "a detection counts from this score on (default: the model's own, best on validation)", default=None
+        "a detection counts from this score on (default: the model's own, chosen on validation)", default=None
     )
 
     def __post_init__(self) -> None:

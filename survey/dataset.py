@@ -147,7 +147,7 @@ def read(folder: str) -> Dataset:
     """
     path = os.path.join(folder, MANIFEST)
     value = files.read_json(path, "a dataset manifest written by `rookery shard`")
-    files.check_version(path, value, FORMAT_VERSION)
+    files.check_contract(path, value, FORMAT_VERSION, Dataset)
     return Dataset(
         patch_size=value["patch_size"],
         overlap_px=value["overlap_px"],

@@ -120,7 +120,7 @@ def read(folder: str) -> tuple[Manifest, dict[str, Detections]]:
     """
     path = os.path.join(folder, MANIFEST)
     value = files.read_json(path, "a detections manifest written by `rookery predict`")
-    files.check_version(path, value, FORMAT_VERSION)
+    files.check_contract(path, value, FORMAT_VERSION, Manifest)
     mosaics = tuple(mosaic_from_json(mosaic) for mosaic in value["mosaics"])
     manifest = Manifest(**{**value, "classes": tuple(value["classes"]), "mosaics": mosaics})
     table = files.read_table(os.path.join(folder, TABLE))

@@ -4,6 +4,7 @@ Nothing that Rookery writes is ever seen half-written. On a disk a file is writt
 Storage (`survey.storage`) an object appears when its upload is complete, and folders exist as parts of names only.
 """
 
+import dataclasses
 import glob
 import hashlib
 import json
@@ -273,15 +274,30 @@ def match(pattern: str, flag: str) -> list[str]:
     return paths
 
 
-def check_version(path: str, value: dict[str, Any], version: int) -> None:
-    """Refuses a contract file of another format version.
+def check_contract(path: str, value: dict[str, Any], version: int, kind: type) -> None:
+    """Refuses a contract file that this Rookery cannot have written; takes `format_version` out of the others.
+
+    Args:
+      path: of the file, for the error.
+      value: what it holds.
+      version: the format version that is read.
+      kind: the dataclass that the contract is; its fields are the file's.
 
     Raises:
-      InputError: names both versions.
+      InputError: names both versions, or the fields that are missing or unknown.
     """
     found = value.pop("format_version", None)
     if found != version:
         raise InputError(f"{path} has format_version {found}: this Rookery reads {version}; write it again with this version")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    absent = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [name for name, field in fields.items() if (field.default, field.default_factory) == absent]
+    missing, unknown = sorted(set(needed) - set(value)), sorted(set(value) - set(fields))
+    if missing or unknown:
+        wrong = "; ".join(f"{what} {', '.join(names)}" for what, names in (("lacks", missing), ("has unknown", unknown)) if names)
+        raise InputError(
+            f"{path} {wrong}: it was written by another version of Rookery, or by hand; write it again with this one"
+        )
 
 
 def _written_beside(path: str, content: bytes) -> str:

@@ -33,7 +33,8 @@ class ModelSpec:
       classes: the label map.
       anchors: the pyramid that the raw boxes are relative to.
       box_scales: the box coder's (y, x, h, w) factors: raw values are divided by them before decoding.
-      score_threshold: a detection counts from this score on; the best F1 on validation.
+      score_threshold: a detection counts from this score on; on validation, the one that counts best among those of nearly
+        the best F1.
       score_floor: detections below are not kept at all.
       nms_iou: boxes of one class that overlap more than this are the same object.
       overlap_px: overlap of patches that the model was validated with.
@@ -71,7 +72,7 @@ def read(folder: str) -> ModelSpec:
     """
     path = os.path.join(folder, SPEC)
     value: dict[str, Any] = files.read_json(path, "a model spec written by `rookery export`")
-    files.check_version(path, value, FORMAT_VERSION)
+    files.check_contract(path, value, FORMAT_VERSION, ModelSpec)
     if value["architecture"] != "retinanet":
         raise InputError(f"{path}: architecture={value['architecture']!r} cannot be decoded; known: retinanet")
     anchors = value["anchors"]

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import pytest
@@ -50,6 +51,17 @@ def test_match_is_sorted_and_refuses_nothing(tmp_path):
         files.match(f"{tmp_path}/*.jpg", "mosaics")
 
 
-def test_version_is_checked():
+@dataclasses.dataclass
+class Contract:
+    needed: int
+    optional: int = 0
+
+
+def test_contracts_are_checked():
     with pytest.raises(InputError, match="format_version 2: this Rookery reads 1"):
-        files.check_version("d.json", {"format_version": 2}, 1)
+        files.check_contract("d.json", {"format_version": 2, "needed": 1}, 1, Contract)
+    with pytest.raises(InputError, match=r"d\.json lacks needed; has unknown extra: "):
+        files.check_contract("d.json", {"format_version": 1, "extra": 1}, 1, Contract)
+    value = {"format_version": 1, "needed": 1}
+    files.check_contract("d.json", value, 1, Contract)
+    assert value == {"needed": 1}

@@ -20,7 +20,7 @@ class Options:
 
     model_dir: str = flag("folder of the training run")
     output: str = flag("folder for the model; must be new or empty")
-    score_threshold: float | None = flag("a detection counts from this score on (default: best F1 on validation)", default=None)
+    score_threshold: float | None = flag("a detection counts from this score on (default: chosen on validation)", default=None)
     score_floor: float = flag("detections below are never kept", default=0.05)
     nms_iou: float = flag("boxes of one class that overlap more are one object", default=0.5)
 

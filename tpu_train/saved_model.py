@@ -106,7 +106,7 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
         score_floor=options.score_floor,
         nms_iou=options.nms_iou,
         overlap_px=data.overlap_px,
-        gsd_m=data.options.get("gsd_m"),
+        gsd_m=data.gsd_m,
         validation=best,
         dataset_digest=trained_on,
         versions=provenance.versions("tensorflow", "tf-models-official", "numpy"),
