@@ -33,6 +33,10 @@ FLOAT32_IDS = 2**24
 # That parser casts to int32, and TPUs count in int32 by choice: no number beyond survives there.
 LARGEST_ID = 2**31 - 1
 
+# A split of many shards has a multiple of so many: hosts of a TPU pod, and workers that cut, come in powers of two and get equal
+# shares. A split of few shards keeps them large.
+HOSTS = 8
+
 # A shard of 256 patches is a square of 16 x 16: of all shapes it shares the fewest tiles with its neighbours.
 BLOCK_SIDE = 16
 
@@ -292,6 +296,8 @@ def _in_files(
     for i, name in enumerate(names):
         members = near[table.splits[near] == i]
         number = -(-len(members) // records_per_shard)
+        if number > 2 * HOSTS:
+            number = -(-number // HOSTS) * HOSTS
         for k, part in enumerate(np.array_split(members, number)):  # sizes differ by one at most
             files.append((shard_file(name, k, number), name, len(part)))
             order.append(part[shuffled(table.patch_ids[part])])

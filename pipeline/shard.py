@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline import plan, publish, summary
+from pipeline import plan, publish, summary, work
 from pipeline import split as splitting
 from pipeline.patches import PlannedShard
 from pipeline.records import FORMATS as IMAGE_FORMATS
@@ -172,7 +173,7 @@ def run(argv: Sequence[str]) -> int:
 
     def cut(todo: Sequence[PlannedShard], bad: Mapping[str, str]) -> None:
         transform = transforms.CutShards(
-            todo,
+            work.write(options.output, work.grouped(todo, planned.mosaics)),
             planned.mosaics,
             folder=options.output,
             classes=planned.classes,
@@ -202,11 +203,13 @@ def make_plan(options: Options, unreadable: dict[str, str] | None = None) -> pla
     """
     unreadable = {} if unreadable is None else unreadable
     paths = files.match(options.mosaics, "mosaics")
-    found = mosaics.read(paths, patch_size=options.patch_size, overlap_px=options.overlap, bad=unreadable)
-    refuse_bad(unreadable, options.max_bad_mosaics)
-    if not found:
-        raise InputError(f"--mosaics={options.mosaics!r}: none of the {len(paths)} files can be read as an image")
-    read = options.read_annotations()
+    with ThreadPoolExecutor(1) as aside:  # annotations are parsed while mosaics, gigabytes, are digested
+        pending = aside.submit(options.read_annotations)
+        found = mosaics.read(paths, patch_size=options.patch_size, overlap_px=options.overlap, bad=unreadable)
+        refuse_bad(unreadable, options.max_bad_mosaics)
+        if not found:
+            raise InputError(f"--mosaics={options.mosaics!r}: none of the {len(paths)} files can be read as an image")
+        read = pending.result()
     annotations = [one for one in read.annotations if stem(one.image) not in unreadable] if unreadable else read.annotations
     planned = plan.make(
         found,

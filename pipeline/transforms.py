@@ -1,17 +1,16 @@
 """The Beam part of `shard`: thin transforms over the pure functions of this package.
 
-One element is a few planned shards: metadata, kilobytes. The worker that gets it reads the windows and writes the whole files,
-so image bytes never cross a shuffle.
+One element says where to read a few planned shards (`pipeline.work`). The worker that gets it reads the windows and writes the whole
+files, so image bytes never cross a shuffle.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
-from pipeline import publish, records, resample
+from pipeline import publish, records, resample, work
 from pipeline.patches import PlannedPatch, PlannedShard
 from pipeline.records import Encoding
 from survey.dataset import Shard
@@ -20,16 +19,13 @@ from survey.geometry import Mosaic
 from survey.labels import LabelMap
 from survey.raster import Raster
 
-# A photo that ends in the next shard is read twice, which is cheaper than to give a folder of photos to one worker.
-SHARDS_WORTH_ONE_PASS = 3
-
 
 class CutShards(beam.PTransform):
     """Planned shards to published ones."""
 
     def __init__(
         self,
-        shards: Sequence[PlannedShard],
+        pieces: Sequence[work.Piece],
         mosaics: Sequence[Mosaic],
         *,
         folder: str,
@@ -43,8 +39,8 @@ class CutShards(beam.PTransform):
         """What to cut, and how.
 
         Args:
-          shards: the work.
-          mosaics: theirs.
+          pieces: the work.
+          mosaics: of its patches.
           folder: the output folder.
           classes: the label map.
           jpeg_quality: see `records.Encoding`.
@@ -54,7 +50,7 @@ class CutShards(beam.PTransform):
           bad_mosaics: known to be unreadable, and why: their patches are left out. Others are found on the way.
         """
         super().__init__()
-        self._items = work_items(shards, mosaics)
+        self._pieces = pieces
         encoding = Encoding(image_format, jpeg_quality, jpeg_subsampling)
         self._cut = _CutShards(
             mosaics, folder=folder, classes=classes, encoding=encoding, skip_empty=skip_empty, bad_mosaics=bad_mosaics or {}
@@ -62,36 +58,7 @@ class CutShards(beam.PTransform):
 
     def expand(self, begin: beam.Pipeline) -> PCollection:
         """Create, spread over the workers, cut."""
-        return begin | beam.Create(self._items) | beam.Reshuffle() | beam.ParDo(self._cut)
-
-
-def work_items(shards: Sequence[PlannedShard], mosaics: Sequence[Mosaic]) -> list[tuple[PlannedShard, ...]]:
-    """Which shards are cut together: those of one large mosaic that can only be read front to back, all others alone.
-
-    Args:
-      shards: the planned shards.
-      mosaics: theirs.
-
-    Returns:
-      Every shard once, in the order given.
-    """
-    one_pass = {mosaic.name for mosaic in mosaics if mosaic.one_pass}
-    inside = [one_pass.intersection(shard.mosaics) for shard in shards]
-    spans = Counter(name for names in inside for name in names)
-    group = list(range(len(shards)))  # of each shard: the first shard that it goes with
-    first: dict[str, int] = {}
-    for i, names in enumerate(inside):
-        for name in sorted(name for name in names if spans[name] >= SHARDS_WORTH_ONE_PASS):
-            if name not in first:
-                first[name] = group[i]
-            elif first[name] != group[i]:
-                old, new = sorted((first[name], group[i]), reverse=True)
-                group = [new if g == old else g for g in group]
-                first = {key: new if g == old else g for key, g in first.items()}
-    items: dict[int, list[PlannedShard]] = {}
-    for shard, g in zip(shards, group, strict=True):
-        items.setdefault(g, []).append(shard)
-    return [tuple(item) for item in items.values()]
+        return begin | beam.Create(self._pieces) | beam.Reshuffle() | beam.ParDo(self._cut)
 
 
 class _CutShards(beam.DoFn):
@@ -118,7 +85,8 @@ class _CutShards(beam.DoFn):
     def setup(self) -> None:
         self._raster: Raster | None = None
 
-    def process(self, item: tuple[PlannedShard, ...]) -> Iterator[Shard]:
+    def process(self, piece: work.Piece) -> Iterator[Shard]:
+        item = work.read(piece)
         # Windows are read in the order of their numbers, row by row, which is how rasters lie on disk, and written in the
         # shuffled order of the plan: encoded, the patches of one shard are a few tens of megabytes. A shard is written as soon
         # as its last patch is there, so of many shards in one pass only those at the current row are held.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from survey import files
 from survey.errors import InputError
 from survey.geometry import Mosaic
-from survey.raster import Raster
+from survey.raster import Raster, RasterInfo
 
 
 def stem(path: str) -> str:
@@ -35,8 +35,7 @@ def read(paths: Sequence[str], *, patch_size: int, overlap_px: int, bad: dict[st
       InputError: a file that is no image, or two that would be confused.
     """
     by_name: dict[str, str] = {}
-    by_digest: dict[str, str] = {}
-    mosaics = []
+    infos: dict[str, RasterInfo] = {}
     for path in paths:
         name = stem(path)
         if name in by_name:
@@ -52,14 +51,17 @@ def read(paths: Sequence[str], *, patch_size: int, overlap_px: int, bad: dict[st
                 raise
             by_name[name], bad[name] = path, str(error)
             continue
-        digest = files.fingerprint(path)
+        by_name[name], infos[path] = path, info
+    by_digest: dict[str, str] = {}
+    mosaics = []
+    for (path, info), digest in zip(infos.items(), files.fingerprints(list(infos)), strict=True):
         if digest in by_digest:
             raise InputError(
                 f"--mosaics: {by_digest[digest]} and {path} are the same image: it would be counted twice and could leak between "
                 "splits; leave one out"
             )
-        by_name[name], by_digest[digest] = path, path
-        mosaics.append(Mosaic(name=name, path=path, sha256=digest, **dataclasses.asdict(info)))
+        by_digest[digest] = path
+        mosaics.append(Mosaic(name=stem(path), path=path, sha256=digest, **dataclasses.asdict(info)))
     return numbered(mosaics, patch_size=patch_size, overlap_px=overlap_px)
 
 

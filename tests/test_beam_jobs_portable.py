@@ -12,7 +12,7 @@ from gcs_emulator import _gcs_server as _gcs_server
 from gcs_emulator import gcs as gcs
 
 from beam_jobs import quiet
-from pipeline import shard
+from pipeline import shard, work
 from survey import files, flags
 from survey.errors import InputError
 
@@ -116,21 +116,24 @@ def test_two_workers_from_bucket_to_bucket(servers, argv, tmp_path, gcs, here):
 
 def test_bad_input_found_by_a_worker_comes_back_as_such(servers, tmp_path, argv):
     options = launch.options(servers[0], [], prog="rookery shard")
+    cut = _cut(argv(str(tmp_path / "ds")), folder="/proc/nowhere")
     with pytest.raises(InputError, match=r"^--output=/proc/nowhere cannot be written"):
-        launch.run(options, lambda pipeline: pipeline | _cut(argv("/proc/nowhere")))
+        launch.run(options, lambda pipeline: pipeline | cut)
 
 
-def _cut(argv: list[str]) -> transforms.CutShards:
+def _cut(argv: list[str], *, folder: str) -> transforms.CutShards:
+    """What `shard` runs, but for the folder that workers write to."""
     options, _ = flags.parse(shard.Options, argv, prog="rookery shard", passthrough=True)
     planned = shard.make_plan(options)
+    pieces = work.write(options.output, work.grouped(planned.shards, planned.mosaics))
     return transforms.CutShards(
-        planned.shards, planned.mosaics, folder=options.output, classes=planned.classes, jpeg_quality=options.jpeg_quality
+        pieces, planned.mosaics, folder=folder, classes=planned.classes, jpeg_quality=options.jpeg_quality
     )
 
 
 def test_the_job_can_be_sent(argv, tmp_path):
     pipeline = beam.Pipeline(options=launch.options([], [], prog="rookery shard"))
-    pipeline | _cut(argv(str(tmp_path / "ds")))
+    pipeline | _cut(argv(str(tmp_path / "ds")), folder=str(tmp_path / "ds"))
     sent = pipeline.to_runner_api().SerializeToString()
     received = beam.Pipeline.from_runner_api(beam_runner_api_pb2.Pipeline.FromString(sent), runner=None, options=pipeline.options)
     assert received.to_runner_api().SerializeToString(deterministic=True)

@@ -10,7 +10,7 @@ from gcs_emulator import _gcs_server as _gcs_server
 from gcs_emulator import gcs as gcs
 
 from beam_jobs import quiet
-from pipeline import publish, shard
+from pipeline import publish, shard, work
 from survey import dataset, files, flags, labels
 from survey.errors import InputError
 
@@ -181,8 +181,8 @@ def test_cutting_a_part_downloads_a_part(gcs, tmp_path, write_raster, write_voc)
     planned = shard.make_plan(options)
     headers = sum(r.sent for r in gcs.requests("long.tif", since=before))
     # One file of records that lie close together: 16 of 1,410 patches.
-    todo = planned.shards[:1]
-    cut = transforms.CutShards(todo, planned.mosaics, folder="gs://bkt/part/ds", classes=planned.classes, jpeg_quality=50)
+    pieces = work.write("gs://bkt/part/ds", [planned.shards[:1]])
+    cut = transforms.CutShards(pieces, planned.mosaics, folder="gs://bkt/part/ds", classes=planned.classes, jpeg_quality=50)
     launch.run(launch.options([], [], prog="rookery shard"), lambda pipeline: pipeline | cut)
     served = sum(r.sent for r in gcs.requests("long.tif", since=before))
     whole = os.path.getsize(local)

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import plan, split, transforms
+from pipeline import plan, split, transforms, work
 from survey.annotations.annotation import Annotation
 from survey.geometry import Mosaic
 from survey.raster import Raster
@@ -25,14 +25,14 @@ def files(items):
 def test_shards_of_a_large_file_without_tiles_are_one_work_item():
     shards = [Shard("a", ("png",)), Shard("b", ("png", "tif")), Shard("c", ("tif",)), Shard("d", ("tif",)), Shard("e", ("png",))]
     # The first split of png is in a and b, the second in e.
-    assert files(transforms.work_items(shards, [mosaic("png", True), mosaic("tif", False)])) == ["abe", "c", "d"]
+    assert files(work.grouped(shards, [mosaic("png", True), mosaic("tif", False)])) == ["abe", "c", "d"]
     # Tiles can be read from anywhere.
-    assert files(transforms.work_items(shards, [mosaic("png", False), mosaic("tif", False)])) == ["a", "b", "c", "d", "e"]
+    assert files(work.grouped(shards, [mosaic("png", False), mosaic("tif", False)])) == ["a", "b", "c", "d", "e"]
 
 
 def test_photos_that_straddle_two_shards_are_read_twice():
     shards = [Shard("a", ("1", "2")), Shard("b", ("2", "3")), Shard("c", ("3", "4"))]
-    assert files(transforms.work_items(shards, [mosaic(name, True) for name in "1234"])) == ["a", "b", "c"]
+    assert files(work.grouped(shards, [mosaic(name, True) for name in "1234"])) == ["a", "b", "c"]
 
 
 def test_chains_that_meet_become_one():
@@ -45,7 +45,7 @@ def test_chains_that_meet_become_one():
         Shard("e", ("x", "y")),
         Shard("f", ()),
     ]
-    assert files(transforms.work_items(shards, [mosaic("x", True), mosaic("y", True)])) == ["abcde", "f"]
+    assert files(work.grouped(shards, [mosaic("x", True), mosaic("y", True)])) == ["abcde", "f"]
 
 
 def planned(one_pass: bool) -> plan.Plan:
