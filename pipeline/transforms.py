@@ -1,7 +1,7 @@
 """The Beam part of `shard`: thin transforms over the pure functions of this package.
 
-One element says where to read a few planned shards (`pipeline.work`). The worker that gets it reads the windows and writes the whole
-files, so image bytes never cross a shuffle.
+One element says where to read a few planned shards (`pipeline.work`). The worker that gets it reads the windows and writes the
+whole files, so image bytes never cross a shuffle.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """What workers are handed: planned shards in one file of the output folder, of which each work item is a piece.
 
-Not in the job's graph: Beam compresses a graph again and again on its way to the workers, and Dataflow refuses graphs of more than
-a few megabytes, which a survey of some thousand annotated patches fills.
+Not in the job's graph: Beam compresses a graph again and again on its way to the workers, and Dataflow refuses graphs of more
+than a few megabytes, which a survey of some ten thousand annotated patches fills.
 """
 
 import hashlib

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from survey.anchors import AnchorSpec
-from tpu_train import loop, train
+from tpu_train import loop, plan, train
 
 CONFIGS = sorted((Path(train.__file__).parent / "configs").glob("*.yaml"))
-PLAN = train.Plan(
+PLAN = plan.Plan(
     image_size=256,
     patch_size=416,
     num_classes=3,

@@ -13,6 +13,7 @@ from survey import dataset, model
 from survey.errors import InputError
 from tpu_train import export, train
 from tpu_train import input as host
+from tpu_train import plan as planning
 from tpu_train.validation import Validation
 
 SIZE = 128
@@ -54,9 +55,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
-def plan(data: str, **flags: object) -> train.Plan:
+def plan(data: str, **flags: object) -> planning.Plan:
     options = train.Options(dataset=data, model_dir="unused", **flags)
-    return train.plan(options, dataset.read(data))
+    return planning.make(options, dataset.read(data))
 
 
 def test_defaults_come_from_the_dataset(data: str) -> None:

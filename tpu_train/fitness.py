@@ -15,7 +15,7 @@ from survey import dataset
 from survey.anchors import AnchorSpec
 from survey.dataset import Dataset
 from survey.errors import InputError
-from tpu_train import train
+from tpu_train import plan, train
 from tpu_train.checks import ERROR, NOTE, OK, WARNING, Check, plural
 from tpu_train.duplicates import Search
 from tpu_train.inspection import Inspection
@@ -80,12 +80,13 @@ def training(folder: str, data: Dataset) -> Check:
     """Would `rookery train` take it, with default flags?"""
     why = "a refusal now costs nothing; on a TPU it costs the queue"
     try:
-        plan = train.plan(train.Options(dataset=folder, model_dir=""), data)
+        settled = plan.make(train.Options(dataset=folder, model_dir=""), data)
     except InputError as error:
         return Check("training", ERROR, "`rookery train` refuses this dataset", why, "see the message", (str(error),), (9,))
-    spec = plan.anchors
+    spec = settled.anchors
     found = (
-        f"crops of {plan.image_size} px, levels {spec.min_level} to {spec.max_level}, room for {plural(plan.max_boxes, 'object')}"
+        f"crops of {settled.image_size} px, levels {spec.min_level} to {spec.max_level}, "
+        f"room for {plural(settled.max_boxes, 'object')}"
     )
     padded = _round_up(data.patch_size, 2**7)
     if data.patch_size % 32:
@@ -104,7 +105,7 @@ def training(folder: str, data: Dataset) -> Check:
 def fit_anchors(folder: str, data: Dataset, seen: Inspection) -> Anchors:
     """Compares the boxes with the anchors that training would use."""
     try:
-        spec = train.plan(train.Options(dataset=folder, model_dir=""), data).anchors
+        spec = plan.make(train.Options(dataset=folder, model_dir=""), data).anchors
     except InputError:
         spec = anchor_fit.fit(data.statistics.box_sides_px)
     good = np.isfinite(seen.boxes).all(axis=1) & (box_ops.area(seen.boxes) > 0)

@@ -17,7 +17,8 @@ from survey.errors import InputError
 from survey.progress import Progress
 from tpu_train import registry
 from tpu_train import strategy as strategies
-from tpu_train.train import BEST_RECORD, Options, Plan
+from tpu_train.plan import Plan
+from tpu_train.train import BEST_RECORD, Options
 
 CONFIG = "params.yaml"
 

@@ -1,0 +1,90 @@
+"""What a training run will do: every default filled in from the dataset, every contradiction refused. No TensorFlow here."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from survey import anchors, dataset
+from survey.anchors import AnchorSpec
+from survey.errors import InputError
+
+if TYPE_CHECKING:
+    from tpu_train.train import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do, every default filled in from the dataset.
+
+    Attributes:
+      image_size: side of the training crops in pixels.
+      patch_size: side of whole patches, which validation and inference see.
+      num_classes: without background.
+      anchors: the pyramid.
+      max_boxes: rows of the padded boxes.
+      max_detections: per patch, in validation and in the exported decoded signature.
+      validate_every: steps.
+    """
+
+    image_size: int
+    patch_size: int
+    num_classes: int
+    anchors: AnchorSpec
+    max_boxes: int
+    max_detections: int
+    validate_every: int
+
+
+def make(options: "Options", data: dataset.Dataset) -> Plan:
+    """Fills in what was not given and refuses what contradicts the dataset.
+
+    Raises:
+      InputError: a split is missing or empty, or a given number cannot be right for this dataset.
+    """
+    for name in ("train_split", "val_split"):
+        split = getattr(options, name)
+        if not data.splits.get(split) or not data.records(split):
+            raise InputError(
+                f"--{name}={split}: the dataset has patches in {', '.join(data.splits)}; shard it with --split {split}=..."
+            )
+    if not data.statistics.objects.get(options.train_split):
+        raise InputError(f"split {options.train_split} of {options.dataset} holds no object: there is nothing to learn from")
+    classes = len(data.classes)
+    if options.num_classes not in (None, classes):
+        raise InputError(
+            f"--num_classes={options.num_classes} but {dataset.LABELS} has {classes} ({', '.join(data.classes)}): "
+            f"the background is not counted; drop the flag to take {classes}"
+        )
+    largest = data.statistics.max_objects_per_patch
+    if options.max_boxes is not None and options.max_boxes < largest:
+        raise InputError(
+            f"--max_boxes={options.max_boxes} would cut objects off: a patch holds {largest}; drop the flag to take that"
+        )
+    spec = anchors.fit(data.statistics.box_sides_px)
+    if options.anchor_size is not None:
+        spec = AnchorSpec(spec.min_level, spec.max_level, spec.num_scales, spec.aspect_ratios, options.anchor_size)
+    image_size = options.image_size or data.patch_size
+    stride = 2**spec.max_level
+    for what, size in (
+        (f"--image_size={image_size}", image_size),
+        (f"the dataset's patch_size={data.patch_size}", data.patch_size),
+    ):
+        if size % stride:
+            below = size // stride * stride
+            near = f"{below} or {below + stride}" if below else str(stride)
+            raise InputError(f"{what}: must be a multiple of the coarsest stride, {stride} px; use {near}")
+    if image_size > data.patch_size:
+        raise InputError(
+            f"--image_size={image_size} is larger than the dataset's patches of {data.patch_size} px: "
+            f"shard again with --patch_size {image_size}, or drop the flag"
+        )
+    return Plan(
+        image_size=image_size,
+        patch_size=data.patch_size,
+        num_classes=classes,
+        anchors=spec,
+        max_boxes=options.max_boxes or max(1, largest),
+        # A detector finds some things twice and some that are not there: room for twice the fullest patch, at least a hundred.
+        max_detections=max(100, math.ceil(2 * largest / 100) * 100),
+        validate_every=options.validate_every or math.ceil(options.steps / 5),
+    )
