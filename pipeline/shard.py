@@ -203,13 +203,16 @@ def make_plan(options: Options, unreadable: dict[str, str] | None = None) -> pla
     """
     unreadable = {} if unreadable is None else unreadable
     paths = files.match(options.mosaics, "mosaics")
-    with ThreadPoolExecutor(1) as aside:  # annotations are parsed while mosaics, gigabytes, are digested
-        pending = aside.submit(options.read_annotations)
-        found = mosaics.read(paths, patch_size=options.patch_size, overlap_px=options.overlap, bad=unreadable)
-        refuse_bad(unreadable, options.max_bad_mosaics)
-        if not found:
-            raise InputError(f"--mosaics={options.mosaics!r}: none of the {len(paths)} files can be read as an image")
-        read = pending.result()
+    infos = mosaics.headers(paths, bad=unreadable)
+    refuse_bad(unreadable, options.max_bad_mosaics)
+    if not infos:
+        raise InputError(f"--mosaics={options.mosaics!r}: none of the {len(paths)} files can be read as an image")
+    with ThreadPoolExecutor(1) as aside:  # mosaics, gigabytes, are digested while annotations are parsed
+        digests = aside.submit(files.fingerprints, list(infos))
+        read = options.read_annotations()
+    found = mosaics.numbered(
+        mosaics.identified(infos, digests.result()), patch_size=options.patch_size, overlap_px=options.overlap
+    )
     annotations = [one for one in read.annotations if stem(one.image) not in unreadable] if unreadable else read.annotations
     planned = plan.make(
         found,

@@ -1,7 +1,7 @@
 """The mosaics of a survey as files: what their headers say, names that tell them apart, and numbers for their patches."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from survey import files
 from survey.errors import InputError
@@ -19,20 +19,34 @@ def stem(path: str) -> str:
     return name.rsplit(".", 1)[0] if "." in name[1:] else name
 
 
-def read(paths: Sequence[str], *, patch_size: int, overlap_px: int, bad: dict[str, str] | None = None) -> tuple[Mosaic, ...]:
+def read(paths: Sequence[str], *, patch_size: int, overlap_px: int) -> tuple[Mosaic, ...]:
     """Headers and digests of mosaics; pixels are read only to digest the file.
 
     Args:
       paths: the image files.
       patch_size: side of a patch in pixels.
       overlap_px: pixels that neighbouring patches share, at least.
-      bad: gets the names of files that are no image, each with the reason, and they are left out; by default they are an error.
 
     Returns:
       The mosaics in the order of their names, each with the number of its first patch.
 
     Raises:
       InputError: a file that is no image, or two that would be confused.
+    """
+    infos = headers(paths)
+    found = identified(infos, files.fingerprints(list(infos)))
+    return numbered(found, patch_size=patch_size, overlap_px=overlap_px)
+
+
+def headers(paths: Sequence[str], *, bad: dict[str, str] | None = None) -> dict[str, RasterInfo]:
+    """What the headers of mosaics say, by path.
+
+    Args:
+      paths: the image files.
+      bad: gets the names of files that are no image, each with the reason, and they are left out; by default they are an error.
+
+    Raises:
+      InputError: a file that is no image, or two of one name.
     """
     by_name: dict[str, str] = {}
     infos: dict[str, RasterInfo] = {}
@@ -43,26 +57,39 @@ def read(paths: Sequence[str], *, patch_size: int, overlap_px: int, bad: dict[st
                 f"--mosaics: {by_name[name]} and {path} are both named {name!r}: annotations and detections could not tell them "
                 "apart; rename one, or narrow the pattern"
             )
+        by_name[name] = path
         try:
             with Raster(path) as raster:
-                info = raster.info()
+                infos[path] = raster.info()
         except InputError as error:
             if bad is None:
                 raise
-            by_name[name], bad[name] = path, str(error)
-            continue
-        by_name[name], infos[path] = path, info
+            bad[name] = str(error)
+    return infos
+
+
+def identified(infos: Mapping[str, RasterInfo], digests: Sequence[str]) -> list[Mosaic]:
+    """Mosaics from their headers and the fingerprints of their files.
+
+    Args:
+      infos: from `headers`.
+      digests: `survey.files.fingerprints` of the same files.
+
+    Raises:
+      InputError: two files are the same image.
+    """
     by_digest: dict[str, str] = {}
-    mosaics = []
-    for (path, info), digest in zip(infos.items(), files.fingerprints(list(infos)), strict=True):
+    for path, digest in zip(infos, digests, strict=True):
         if digest in by_digest:
             raise InputError(
                 f"--mosaics: {by_digest[digest]} and {path} are the same image: it would be counted twice and could leak between "
                 "splits; leave one out"
             )
         by_digest[digest] = path
-        mosaics.append(Mosaic(name=stem(path), path=path, sha256=digest, **dataclasses.asdict(info)))
-    return numbered(mosaics, patch_size=patch_size, overlap_px=overlap_px)
+    return [
+        Mosaic(name=stem(path), path=path, sha256=digest, **dataclasses.asdict(info))
+        for (path, info), digest in zip(infos.items(), digests, strict=True)
+    ]
 
 
 def numbered(mosaics: Sequence[Mosaic], *, patch_size: int, overlap_px: int) -> tuple[Mosaic, ...]:

@@ -94,11 +94,11 @@ def test_the_manifest_comes_last_and_shards_in_one_step(survey, gcs):
     assert "ifGenerationMatch=0" in uploads[0].path  # plan.json, by one launcher only
     made = dataset.read(f"{bucket}/ds")
     parts = sum(len(shards) for shards in made.splits.values())
-    # plan.json, each shard and its receipt, label map, ledger, manifest: one upload each.
-    assert len(uploads) == 1 + 2 * parts + 3
+    # plan.json, the work, each shard and its receipt, label map, ledger, manifest: one upload each.
+    assert len(uploads) == 2 + 2 * parts + 3
     removed = [r for r in ours if r.method == "DELETE"]
     assert ours[-len(removed) :] == removed  # only after the manifest
-    assert len(removed) == 1 + parts
+    assert len(removed) == 2 + parts
     assert all("unfinished" in r.path for r in removed)
 
 
