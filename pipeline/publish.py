@@ -1,6 +1,7 @@
 """The output folder while a dataset is being made: who may write to it, what is finished, and the step that makes it a dataset.
 
     unfinished/plan.json          the plan whose shards these are; written first, by one of those that start at the same time
+    unfinished/work-HEX.pickle    the shards that are left to do, for the workers (`pipeline.work`)
     unfinished/NAME.HEX           a shard being written; for a folder in Cloud Storage it lies in the worker's own TMPDIR
     NAME                          a whole shard: moved here, or uploaded, in one step
     unfinished/NAME.json          its receipt: digest, and what was left out; written after that step, so it is finished

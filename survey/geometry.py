@@ -139,16 +139,6 @@ class PatchGrid:
         last = length if i == len(starts) - 1 else (starts[i] + starts[i + 1] + self.patch_size) // 2
         return first, last
 
-    def cells_touching(self, box: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(row, column) of every patch that shares a pixel with a yxyx box in mosaic pixels."""
-        for row in self._touching(self.row_starts, box[0], box[2]):
-            for column in self._touching(self.column_starts, box[1], box[3]):
-                yield row, column
-
-    def _touching(self, starts: tuple[int, ...], low: float, high: float) -> range:
-        first = int(np.searchsorted(starts, low - self.patch_size, side="right"))
-        return range(first, int(np.searchsorted(starts, high, side="left")))
-
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:

@@ -44,27 +44,6 @@ def test_number_and_cell_are_inverse():
         grid.cell(24)
 
 
-def test_cells_touching_equals_brute_force():
-    grid = PatchGrid(417, 533, 100, 37)
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        low = random.integers(0, (417, 533))
-        box = np.concatenate([low, low + random.integers(1, 150, 2)]).astype(float)
-        expected = []
-        for cell in grid.cells():
-            w = grid.window(*cell)
-            if w.y0 < box[2] and w.y1 > box[0] and w.x0 < box[3] and w.x1 > box[1]:
-                expected.append(cell)
-        assert list(grid.cells_touching(box)) == expected
-
-
-def test_box_that_ends_where_a_patch_begins_does_not_touch_it():
-    # Half-open: [0, 80) and [80, 180) share no pixel; [100, 110) begins where patch 0 ends.
-    grid = PatchGrid(100, 180, 100, 20)
-    assert list(grid.cells_touching(np.array([0.0, 60, 10, 80]))) == [(0, 0)]
-    assert list(grid.cells_touching(np.array([0.0, 100, 10, 110]))) == [(0, 1)]
-
-
 def test_mosaic_smaller_than_a_patch_has_one_padded_patch():
     assert patch_starts(60, 100, 20) == (0,)
     assert PatchGrid(60, 100, 100, 20).window(0, 0) == Window(0, 0, 100, 100)
