@@ -11,6 +11,7 @@ VERBS = {
     "labels": "pipeline.labels",
     "shard": "pipeline.shard",
     "doctor": "tpu_train.doctor",
+    "show-batch": "tpu_train.show_batch",
     "train": "tpu_train.train",
     "export": "tpu_train.export",
     "predict": "inference.predict",
@@ -25,6 +26,7 @@ From survey mosaics to counts a scientist can publish.
   labels     annotations -> label map
   shard      mosaics + annotations -> dataset of TFRecord shards
   doctor     dataset -> is it fit to train? (terminal and one HTML page)
+  show-batch dataset -> a picture of what training sees
   train      dataset -> checkpoints
   export     checkpoints -> model (SavedModel + model.json)
   predict    model + mosaics -> detections and counts

@@ -11,12 +11,16 @@ import rookery
 from survey import flags
 
 ROOT = Path(__file__).parent.parent
-PASSES_FLAGS_ON = {"shard", "predict"}
+PASSES_FLAGS_ON = {"shard", "predict", "show-batch"}
 
 
 def commands() -> list[str]:
-    texts = [re.sub(r"\\\n\s*", " ", path.read_text()) for path in [ROOT / "README.md", *sorted(ROOT.glob("scripts/*.sh"))]]
-    blocks = re.findall(r"```bash\n(.*?)```", texts[0], re.DOTALL) + texts[1:]
+    def text(path: Path) -> str:
+        return re.sub(r"\\\n\s*", " ", path.read_text())
+
+    pages = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", text(page), re.DOTALL)]
+    blocks += [text(script) for script in sorted(ROOT.glob("scripts/*.sh"))]
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip().startswith("rookery ")]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from survey.anchors import AnchorSpec
-from tpu_train import loop, plan, train
+from survey.errors import InputError
+from tpu_train import configure, plan, train
 
 CONFIGS = sorted((Path(train.__file__).parent / "configs").glob("*.yaml"))
 PLAN = plan.Plan(
@@ -21,7 +22,7 @@ PLAN = plan.Plan(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_loads(path: Path) -> None:
-    config = loop.configure(train.Options(dataset="d", model_dir="m", config=str(path)), PLAN)
+    config = configure.experiment(train.Options(dataset="d", model_dir="m", config=str(path)), PLAN)
     assert config.task.model.num_classes == 4  # the background is Model Garden's first class
     opening = path.read_text().splitlines()[:6]
     for word in ("command:", "hardware:", "time:", "reached:"):
@@ -39,7 +40,7 @@ def test_flags_outrank_the_file_and_overrides_outrank_flags(tmp_path: Path) -> N
     )
 
     def rate(**flags: object) -> float:
-        config = loop.configure(train.Options(dataset="d", model_dir="m", config=str(file), **flags), PLAN)
+        config = configure.experiment(train.Options(dataset="d", model_dir="m", config=str(file), **flags), PLAN)
         assert config.task.freeze_level == 1
         return config.trainer.optimizer_config.learning_rate.cosine.initial_learning_rate
 
@@ -47,3 +48,49 @@ def test_flags_outrank_the_file_and_overrides_outrank_flags(tmp_path: Path) -> N
     assert rate(learning_rate=0.25) == 0.25
     override = "trainer.optimizer_config.learning_rate.cosine.initial_learning_rate=0.125"
     assert rate(learning_rate=0.25, params_override=override) == 0.125
+
+
+def experiment(**flags: object):
+    return configure.experiment(train.Options(dataset="d", model_dir="m", **flags), PLAN)
+
+
+def test_flags_of_fine_tuning_reach_the_experiment() -> None:
+    config = experiment(backbone_rate=0.1, freeze_steps=7, schedule="onecycle", learning_rate=0.5, steps=100)
+    assert (config.task.backbone_rate, config.task.freeze_steps) == (0.1, 7)
+    rate, warmup = config.trainer.optimizer_config.learning_rate, config.trainer.optimizer_config.warmup
+    # A quarter of 100 steps upwards from 0.5 / 25.
+    assert (rate.type, rate.cosine.initial_learning_rate, rate.cosine.offset) == ("cosine", 0.5, 25)
+    assert (warmup.linear.warmup_steps, warmup.linear.warmup_learning_rate) == (25, 0.02)
+
+
+def test_a_schedule_keeps_the_peak_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("trainer: {optimizer_config: {learning_rate: {cosine: {initial_learning_rate: 0.5}}}}")
+    config = experiment(config=str(file), schedule="step", steps=120)
+    assert config.trainer.optimizer_config.learning_rate.stepwise.values == [0.5, 0.05, 0.005]
+    file.write_text("trainer: {optimizer_config: {learning_rate: {type: exponential}}}")
+    assert experiment(config=str(file)).trainer.optimizer_config.learning_rate.type == "exponential"
+    with pytest.raises(InputError, match="type exponential, which the flags cannot change: give --schedule and --learning_rate"):
+        experiment(config=str(file), learning_rate=0.5)
+
+
+def test_a_backbone_brings_its_pixels_and_its_activation() -> None:
+    config = experiment(backbone="resnet50", init="scratch")
+    assert config.task.model.backbone.type == "resnet"
+    assert config.task.model.backbone.resnet.model_id == 50
+    assert config.task.pixel_offset == pytest.approx([123.675, 116.28, 103.53])  # 255 * (0.485, 0.456, 0.406)
+    assert config.task.pixel_scale == pytest.approx([58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"params_override": "task.model.max_level=6"}, r"task.model.input_size=416: must be a multiple of the coarsest stride"),
+        ({"params_override": "task.freeze_level=9"}, r"task.freeze_level=9: --backbone efficientnet_lite0 computes levels 1"),
+        ({"params_override": "task.nothing=1"}, r"--params_override: .*nothing"),
+        ({"backbone": "resnet18"}, r"--init=imagenet installs weights for efficientnet_lite0 only, not for resnet18"),
+    ],
+)
+def test_overrides_are_judged_too(flags: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        experiment(**flags)

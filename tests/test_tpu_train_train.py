@@ -11,7 +11,7 @@ from inference import decode
 from pipeline import shard
 from survey import dataset, model
 from survey.errors import InputError
-from tpu_train import export, train
+from tpu_train import export, shards, train
 from tpu_train import input as host
 from tpu_train import plan as planning
 from tpu_train.validation import Validation
@@ -65,7 +65,9 @@ def test_defaults_come_from_the_dataset(data: str) -> None:
     settled = plan(data)
     written = dataset.read(data)
     assert (settled.num_classes, settled.image_size, settled.patch_size) == (1, SIZE, SIZE)
-    assert settled.max_boxes == written.statistics.max_objects_per_patch
+    most = written.statistics.max_objects_per_patch
+    assert 1.1 * most <= settled.max_boxes < 1.1 * most + 8
+    assert settled.max_boxes % 8 == 0  # as a TPU lays them out
     assert settled.max_detections >= 2 * settled.max_boxes
     assert 12 <= settled.anchors.anchor_size * 8 <= 20
 
@@ -106,45 +108,16 @@ def test_a_folder_of_another_run_is_refused(data: str, tmp_path: Path) -> None:
         train.run(["--dataset", data, "--model_dir", str(other)])
 
 
-def test_batches_are_static_and_lose_nothing(data: str) -> None:
-    """Every validation patch once, in order, with its boxes; blanks of patch_id -1 fill the last batch."""
-    written = dataset.read(data)
-    most = written.statistics.max_objects_per_patch
-    batches = list(host.read(data, "val", training=False, batch_size=4, max_boxes=most, seed=0))
-    ids = np.concatenate([batch["patch_id"].numpy() for batch in batches])
-    real = ids[ids >= 0]
-    assert len(real) == len(set(real)) == written.records("val")
-    assert len(ids) % 4 == 0
-    assert sum(int((batch["classes"].numpy() > 0).sum()) for batch in batches) == written.statistics.objects["val"]
-    for batch in batches:
-        assert batch["image"].shape == (4, SIZE, SIZE, 3)
-        for i in np.flatnonzero(batch["patch_id"].numpy() >= 0):
-            for box in batch["boxes"].numpy()[i][batch["classes"].numpy()[i] > 0]:
-                y, x = (box[:2] + box[2:]).astype(int) // 2
-                assert batch["image"].numpy()[i, min(y, SIZE - 1), min(x, SIZE - 1)].mean() > 120  # a square is bright
-
-
-def test_training_order_follows_seed_and_step(data: str) -> None:
-    """Two mosaics of 3 x 3 patches, one in train: 9 an epoch, batches of 4. The order continues wherever a run stops."""
-
-    def ids(seed: int, start: int, steps: int) -> list[int]:
-        batches = host.read(data, "train", training=True, batch_size=4, max_boxes=50, seed=seed, start_step=start).take(steps)
-        return [int(i) for batch in batches for i in batch["patch_id"]]
-
-    whole = ids(1, 0, 9)
-    count = dataset.read(data).records("train")
-    assert len(set(whole[:count])) == count  # an epoch shows each patch once,
-    assert whole[:count] != whole[count : 2 * count]  # in an order of its own
-    for stop in (1, 2, 3, 5, 8):
-        assert ids(1, stop, 9 - stop) == whole[4 * stop :]
-    assert ids(2, 0, 9) != whole
+def validation_batches(data: str) -> tf.data.Dataset:
+    files = shards.resolve(data, "val", max_boxes=50)
+    return host.read(files, patch_size=SIZE, training=False, batch_size=4, max_boxes=50)
 
 
 def test_validation_counts_each_object_once(data: str) -> None:
     """Perfect detections on every validation patch: overlapping patches show objects twice, yet each is counted once."""
     written = dataset.read(data)
     state = Validation(data)
-    for batch in host.read(data, "val", training=False, batch_size=4, max_boxes=50, seed=0):
+    for batch in validation_batches(data):
         truth = {name: value.numpy() for name, value in batch.items()}
         state.add(
             {
@@ -175,7 +148,7 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert best["f1"] > 0.5
     for typo, message in (
         ("task.augmentation.turn=false", "params_override"),
-        ("task.model.backbone.type=resnet", "not for resnet"),
+        ("task.model.backbone.type=resnet", "type=resnet, but --backbone=efficientnet_lite0: choose it by the flag"),
     ):
         with pytest.raises(InputError, match=message):
             train.run(["--dataset", data, "--model_dir", str(tmp_path / "typo"), "--params_override", typo])
@@ -192,7 +165,7 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(InputError, match="holds something else"):
         export.run(["--model_dir", run, "--output", out, "--nms_iou", "0.7"])
 
-    batch = next(iter(host.read(data, "val", training=False, batch_size=4, max_boxes=50, seed=0)))
+    batch = next(iter(validation_batches(data)))
     loaded = tf.saved_model.load(f"{out}/{model.SAVED_MODEL}")
     raw = loaded.signatures["raw"](images=batch["image"])
     decoded = loaded.signatures["serving_default"](images=batch["image"])

@@ -1,23 +1,29 @@
 """The host's share of the input: TFRecord -> uint8 pixels and padded boxes, static shapes. Everything else runs on the device."""
 
-import os
+import re
+from collections.abc import Sequence
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
-from survey import dataset
 from survey.errors import InputError
+from tpu_train.shards import Shard
 
-SHUFFLE_RECORDS = 2048  # encoded records shuffled at a time: about 0.3 GB of 416 px JPEGs, and the next ones are read meanwhile
+# Encoded records are shuffled window by window, and the next window is read meanwhile: 0.3 GB each at 0.8 bytes a pixel, which
+# JPEGs of quality 95 take. Boxes are bytes, too: of small patches there is a limit to the number of records.
+SHUFFLE_PIXELS = 400_000_000
+SHUFFLE_RECORDS = 8192
 SHARDS_IN_TURN = 8  # open files; their records alternate, so that a batch is not from one corner of one mosaic
 
 FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/patch_id": tf.io.FixedLenFeature([], tf.int64),
-    "image/object/bbox/ymin": tf.io.VarLenFeature(tf.float32),
-    "image/object/bbox/xmin": tf.io.VarLenFeature(tf.float32),
-    "image/object/bbox/ymax": tf.io.VarLenFeature(tf.float32),
-    "image/object/bbox/xmax": tf.io.VarLenFeature(tf.float32),
-    "image/object/class/label": tf.io.VarLenFeature(tf.int64),
+    # Lists of any length, dense at once: by way of sparse tensors they cost the host 3 % of its images.
+    "image/object/bbox/ymin": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+    "image/object/bbox/xmin": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+    "image/object/bbox/ymax": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+    "image/object/bbox/xmax": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+    "image/object/class/label": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
 }
 
 
@@ -33,102 +39,159 @@ def decode(serialized: tf.Tensor, patch_size: int, max_boxes: int) -> dict[str, 
       image: uint8 [patch_size, patch_size, 3].
       boxes: float32 [max_boxes, 4], yxyx in patch pixels, 0 beyond the last.
       classes: int32 [max_boxes], ids from 1, 0 beyond the last.
+      objects: int32 [], how many the record has: those beyond max_boxes were cut off.
       patch_id: int64 [].
     """
     example = tf.io.parse_single_example(serialized, FEATURES)
     # Also decodes PNG: the operation looks at the first bytes, not at its name.
     image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
-    sides = [tf.sparse.to_dense(example[f"image/object/bbox/{side}"]) for side in ("ymin", "xmin", "ymax", "xmax")]
+    sides = [example[f"image/object/bbox/{side}"] for side in ("ymin", "xmin", "ymax", "xmax")]
     boxes = tf.stack(sides, axis=1)[:max_boxes] * patch_size
-    classes = tf.cast(tf.sparse.to_dense(example["image/object/class/label"]), tf.int32)[:max_boxes]
-    missing = max_boxes - tf.shape(classes)[0]
+    labels = tf.cast(example["image/object/class/label"], tf.int32)
+    classes = labels[:max_boxes]
+    missing = max_boxes - tf.size(classes)
     return {
         "image": tf.ensure_shape(image, [patch_size, patch_size, 3]),
         "boxes": tf.ensure_shape(tf.pad(boxes, [[0, missing], [0, 0]]), [max_boxes, 4]),
         "classes": tf.ensure_shape(tf.pad(classes, [[0, missing]]), [max_boxes]),
+        "objects": tf.size(labels),
         "patch_id": example["image/patch_id"],
     }
 
 
+def labels(serialized: bytes) -> list[int]:
+    """The class ids of a record's objects.
+
+    Raises:
+      ValueError: it is no tf.train.Example, or it lacks a feature; says which.
+    """
+    try:
+        features = tf.train.Example.FromString(serialized).features.feature
+    except DecodeError:
+        raise ValueError("not a tf.train.Example") from None
+    if lacking := [name for name in FEATURES if name not in features]:
+        raise ValueError(f"without {lacking[0]}")
+    return list(features["image/object/class/label"].int64_list.value)
+
+
+def complaint(serialized: bytes, patch_size: int) -> str | None:
+    """Why `decode` fails on a record, in words that name the patch; None if it does not."""
+    try:
+        example = tf.io.parse_single_example(serialized, FEATURES)
+    except tf.errors.OpError as error:
+        # TensorFlow puts the names of its graph nodes around what happened: "{{function_node ...}} what [Op:...]".
+        return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", error.message.splitlines()[0])
+    patch = f"patch {int(example['image/patch_id'])}"
+    try:
+        shape = tf.io.decode_jpeg(example["image/encoded"], channels=3).shape
+    except tf.errors.OpError:
+        return f"{patch}: image/encoded is not a picture that can be decoded"
+    if shape[:2] != (patch_size, patch_size):
+        return f"{patch}: its picture is {shape[0]} px high and {shape[1]} px wide, not {patch_size}"
+    lengths = {len(value) for name, value in example.items() if name.startswith("image/object/")}
+    return f"{patch}: its lists of box sides and of labels are of different lengths" if len(lengths) > 1 else None
+
+
 def read(
-    folder: str,
-    split: str,
+    shards: Sequence[Shard],
     *,
+    patch_size: int,
+    max_boxes: int,
     training: bool,
     batch_size: int,
-    max_boxes: int,
     seed: int = 0,
     start_step: int = 0,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Batches of a split.
+    """Batches of the records of some files.
 
-    The order of training records is a function of the seed and the epoch alone, so that a run that goes on at `start_step` sees
-    what it would have seen without the stop. Each epoch shows every record once.
+    The order of training records is a function of the seed, the epoch and the list of files alone, so that a run that goes on at
+    `start_step` sees what it would have seen without the stop. Each epoch shows every record once.
+
+    Several hosts share out the files, and each goes through its own, which may be more or fewer records than the others': in
+    training its epochs are as long as its own files; in validation all hosts go on, with blank images, for as many steps as the
+    one that has most.
 
     Args:
-      folder: of the dataset.
-      split: its name.
-      training: shuffle and repeat for ever; otherwise one pass in order, the last batch padded with blank images of patch_id -1.
-      batch_size: global batch size.
+      shards: files, see `tpu_train.shards.resolve`.
+      patch_size: see `decode`.
       max_boxes: see `decode`.
+      training: shuffle and repeat for ever; otherwise one pass in order, filled up with blank images of patch_id -1.
+      batch_size: global batch size.
       seed: of the shuffle.
       start_step: steps already trained: their records are skipped, undecoded.
-      context: the strategy's, for several hosts; each reads its own shards.
+      context: the strategy's, for several replicas on one or several hosts.
 
     Returns:
-      Batches of `decode`'s values with a static first dimension.
+      Batches of `decode`'s values with a static first dimension, the batch size of one replica.
 
     Raises:
-      InputError: more hosts than shards.
+      InputError: fewer files with records than hosts, or a batch size that the replicas cannot share evenly.
     """
-    manifest = dataset.read(folder)
-    shards = manifest.splits[split]
-    if context is not None:
-        batch_size = context.get_per_replica_batch_size(batch_size)
-        shards = shards[context.input_pipeline_id :: context.num_input_pipelines]
-        if not shards:
-            raise InputError(
-                f"split {split} of {folder} has {len(manifest.splits[split])} shards for {context.num_input_pipelines} hosts: "
-                "shard it again with a smaller --records_per_shard"
-            )
-    paths = [os.path.join(folder, shard.file) for shard in shards]
-    count = sum(shard.records for shard in shards)
+    hosts, host, replicas = (
+        (context.num_input_pipelines, context.input_pipeline_id, context.num_replicas_in_sync) if context else (1, 0, 1)
+    )
+    if batch_size % replicas:
+        below = batch_size // replicas * replicas
+        near = f"{below} or {below + replicas}" if below else str(replicas)
+        raise InputError(f"--batch_size={batch_size}: must be a multiple of the {replicas} replicas; use {near}")
+    filled = [shard for shard in shards if shard.records]
+    if len(filled) < hosts:
+        raise InputError(
+            f"{len(filled)} TFRecord files for {hosts} hosts: each needs one; shard again with a smaller --records_per_shard"
+        )
+    # A host feeds all of its replicas from one dataset, batch after batch: a step takes this many records of it.
+    step_records = batch_size // hosts
+    counts = [sum(shard.records for shard in filled[i::hosts]) for i in range(hosts)]
+    paths = [shard.path for shard in filled[host::hosts]]
     if training:
-        first_epoch, skip = divmod(start_step * batch_size, count)
-        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
-        records = epochs.flat_map(lambda epoch: _shuffled(paths, seed, epoch)).skip(skip)
+        first_epoch, skip = divmod(start_step * step_records, counts[host])
+        window = max(1, min(SHUFFLE_RECORDS, SHUFFLE_PIXELS // patch_size**2))
+        records = _shuffled(paths, seed, first_epoch, window).skip(skip)
     else:
-        records = tf.data.Dataset.from_tensor_slices(paths).interleave(tf.data.TFRecordDataset, cycle_length=1)
+        records = tf.data.TFRecordDataset(paths)
     decoded = records.map(
-        lambda serialized: decode(serialized, manifest.patch_size, max_boxes),
+        lambda serialized: decode(serialized, patch_size, max_boxes),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
     if not training:
-        # Blank images fill the last batch: a partial batch would be another shape, and dropping it would lose validation images.
-        spec = decoded.element_spec
-        blank = {name: tf.zeros(value.shape, value.dtype) for name, value in spec.items()}
+        # Blank images fill the last step of all replicas: a partial batch would be another shape, and where one replica has no
+        # batch, the batches of the others would be lost.
+        blank = {name: tf.zeros(value.shape, value.dtype) for name, value in decoded.element_spec.items()}
         blank["patch_id"] = tf.constant(-1, tf.int64)
-        decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-count % batch_size))
-    return decoded.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        steps = max(-(-count // step_records) for count in counts)
+        decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(steps * step_records)
+    return decoded.batch(batch_size // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _shuffled(paths: list[str], seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
-    """The records of one epoch: shards in random order, several read in turn, and records shuffled window by window.
+def _shuffled(paths: list[str], seed: int, first_epoch: int, size: int) -> tf.data.Dataset:
+    """The records of all epochs from one on: shards in random order, several read in turn, records shuffled in windows of a size.
 
     Windows and not `Dataset.shuffle`, whose seed cannot follow the epoch when operations must be deterministic.
     """
-    seeds = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0]), epoch)
-    shards = tf.data.Dataset.from_tensor_slices(_permuted(tf.constant(paths), seeds))
-    records = shards.interleave(tf.data.TFRecordDataset, cycle_length=min(SHARDS_IN_TURN, len(paths)))
 
-    def shuffled(number: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-        return _permuted(window, tf.random.experimental.stateless_fold_in(seeds, number + 1))
+    def windows(epoch: tf.Tensor) -> tf.data.Dataset:
+        seeds = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0]), epoch)
+        shards = tf.data.Dataset.from_tensor_slices(tf.gather(tf.constant(paths), _order(len(paths), seeds)))
+        # Read side by side, which hides the latency of Cloud Storage; the order is that of reading them in turn all the same.
+        records = shards.interleave(
+            tf.data.TFRecordDataset,
+            cycle_length=min(SHARDS_IN_TURN, len(paths)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        numbered = records.batch(size).enumerate(start=1)
+        return numbered.map(lambda number, window: (tf.random.experimental.stateless_fold_in(seeds, number), window))
 
-    return records.batch(SHUFFLE_RECORDS).enumerate().map(shuffled).prefetch(1).unbatch()
+    def shuffled(seeds: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:
+        # Picked one by one: gathering them all at once would hold every byte of the window twice.
+        return tf.data.Dataset.from_tensor_slices(_order(tf.size(window), seeds)).map(lambda i: window[i])
+
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    return epochs.flat_map(windows).prefetch(1).flat_map(shuffled)
 
 
-def _permuted(values: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-    """The values [N, ...] in an order that follows from seeds int [2]."""
-    return tf.gather(values, tf.argsort(tf.random.stateless_uniform(tf.shape(values)[:1], seeds)))
+def _order(count: int | tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """The numbers below `count` in an order that follows from seeds int [2]."""
+    return tf.argsort(tf.random.stateless_uniform([count], seeds))

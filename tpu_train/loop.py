@@ -1,150 +1,113 @@
-"""The training run: configuration, strategy, and Model Garden's trainer in orbit's loop, with a progress line."""
+"""The training run: one outer loop that starts from the last good checkpoint, and Model Garden's trainer inside it.
+
+An attempt goes from a checkpoint to the end, or until something is wrong with a record or with the loss; then it is seen to, and
+the next attempt starts from the last checkpoint. A kill is the same with a new process in between.
+"""
 
 import logging
 import os
+import sys
 import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import orbit
 import tensorflow as tf
 import tf_keras
 import yaml
-from official.core import base_trainer, config_definitions, task_factory, train_utils
-from official.modeling import hyperparams
+from official.core import base_task, base_trainer, config_definitions, task_factory
 
-from survey import files
+from survey import dataset, files
 from survey.errors import InputError
-from survey.progress import Progress
-from tpu_train import registry
+from tpu_train import checkpoints, reports
 from tpu_train import strategy as strategies
+from tpu_train.guard import Guard, Incident
+from tpu_train.history import History
 from tpu_train.plan import Plan
 from tpu_train.train import BEST_RECORD, Options
 
 CONFIG = "params.yaml"
+SHOWN_PATCHES = 16  # in the command that a message proposes
 
 
-def configure(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:
-    """The experiment with, in rising precedence: its defaults, the dataset's facts, --config, the flags, --params_override.
+# What TensorFlow raises for a record: a checksum is wrong, or the content cannot be decoded. The latter may also mean a defect of
+# ours; `repair` tells.
+DAMAGE = (tf.errors.DataLossError, tf.errors.InvalidArgumentError)
+OBJECTS = "objects"  # so begin the names of the sums that a task's `meter` explains
+Prepare = Callable[[base_task.Task], None]
+Repair = Callable[[base_task.Task, Exception], None]
+AfterValidation = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    config: config_definitions.ExperimentConfig,
+    options: Options,
+    plan: Plan,
+    *,
+    prepare: Prepare | None = None,
+    repair: Repair | None = None,
+    after_validation: Sequence[AfterValidation] = (),
+) -> None:
+    """Trains to the last step, from the last good checkpoint in the model folder if there is one, and validates on the way.
+
+    Args:
+      config: from `configure`.
+      options: of the verb.
+      plan: of the run.
+      prepare: called with the task before its inputs are built.
+      repair: called with the task and the error when a record cannot be read; makes sure that the task's next inputs lack the
+        record, or raises. The run then goes on from its last checkpoint.
+      after_validation: called with step and metrics after each validation; `tf.summary` then writes beside these metrics.
 
     Raises:
-      InputError: an override names a key that does not exist.
+      InputError: the batch does not divide over the devices, a damaged record and no `repair`, or the loss went wrong twice.
     """
-    config = registry.experiment(options.model)
-    anchors = plan.anchors
-    config.override(
-        {
-            "task": {
-                "dataset": options.dataset,
-                "train_size": plan.image_size,
-                "max_boxes": plan.max_boxes,
-                "init": options.init,
-                "seed": options.seed,
-                "model": {
-                    "num_classes": plan.num_classes + 1,  # Model Garden's RetinaNet counts the background
-                    "input_size": [plan.patch_size, plan.patch_size, 3],
-                    "min_level": anchors.min_level,
-                    "max_level": anchors.max_level,
-                    "anchor": {
-                        "num_scales": anchors.num_scales,
-                        "aspect_ratios": list(anchors.aspect_ratios),
-                        "anchor_size": anchors.anchor_size,
-                    },
-                    "detection_generator": {"max_num_detections": plan.max_detections},
-                },
-                "train_data": {"split": options.train_split, "global_batch_size": options.batch_size},
-                "validation_data": {"split": options.val_split, "global_batch_size": options.batch_size},
-            },
-            "trainer": {
-                "train_steps": options.steps,
-                "validation_interval": plan.validate_every,
-                "steps_per_loop": min(20, plan.validate_every),
-                "checkpoint_interval": plan.validate_every,
-                "max_to_keep": 2,
-                "optimizer_config": {"learning_rate": {"cosine": {"decay_steps": options.steps}}},
-            },
-        }
-    )
-    given: dict[str, Any] = {}
-    if options.learning_rate is not None:
-        given = {"trainer": {"optimizer_config": {"learning_rate": {"cosine": {"initial_learning_rate": options.learning_rate}}}}}
-    try:
-        for override in (options.config, given, options.params_override):
-            if override:
-                config = hyperparams.override_params_dict(config, override, is_strict=True)
-    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config or --params_override: {error}") from error
-    config.validate()
-    backbone = config.task.model.backbone.type
-    if config.task.init == "imagenet" and backbone != "efficientnet_lite0":
-        raise InputError(f"--init=imagenet has weights for efficientnet_lite0, not for {backbone}: give a checkpoint, or scratch")
-    return config
-
-
-def train(config: config_definitions.ExperimentConfig, options: Options, plan: Plan) -> None:
-    """Trains to the last step, from the last checkpoint in the model folder if there is one, and validates on the way."""
-    trained = steps_done(options.model_dir)
-    if trained >= options.steps and os.path.exists(os.path.join(options.model_dir, BEST_RECORD)):
-        print(f"train: {options.model_dir} already has its {trained} steps, nothing to do")
+    history = History(options.model_dir)
+    if _finished(config, options, history) and files.exists(os.path.join(options.model_dir, BEST_RECORD)):
+        print(f"train: {options.model_dir} is already trained, {history.validations[-1]['step']} steps, nothing to do")
         return
+    _refuse_a_second(history, options)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    eager = options.mode == "eager"
+    device = strategies.pick(one=eager)
+    strategies.check_batch("--batch_size", config.task.train_data.global_batch_size, device.replicas)
+    validation_batch = config.task.validation_data.global_batch_size
+    strategies.check_batch("task.validation_data.global_batch_size", validation_batch, device.replicas)
     files.write(os.path.join(options.model_dir, CONFIG), yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
     tf_keras.utils.set_random_seed(options.seed)
     # Grappler turns the sums of Model Garden's box decoding into temporary variables whose names collide between levels
     # (AlreadyExistsError: .../AddOpsRewrite_add_3/tmp_var).
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
-    strategy, device = strategies.pick()
-    if device.startswith("CPU"):
+    if device.kind == "CPU":
         tf.config.experimental.enable_op_determinism()  # costs nothing there, and two runs of one seed agree to the last bit
-    if device.startswith("TPU"):
-        tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    tf_keras.mixed_precision.set_global_policy(device.compute_type)
+    steps_per_loop = _steps_per_loop(config, device.kind)
+    print(f"train: on {device.line(steps_per_loop)}", flush=True)
     print(
-        f"train: {options.model} on {device}; crops of {plan.image_size} px, batch {options.batch_size}, "
+        f"train: {options.model}, crops of {plan.image_size} px, batch {options.batch_size}, "
         f"anchors {anchor_sides(plan)} px, up to {plan.max_boxes} objects a patch",
         flush=True,
     )
-    orbit.controller._log = logging.getLogger(__name__).info  # it prints every dict that passes; our actions say it shorter
-    with strategy.scope():  # the whole run: Model Garden swaps averaged weights only inside it
-        task = task_factory.get_task(config.task)
-        task.start_step = trained
-        trainer = base_trainer.Trainer(
-            config,
-            task,
-            model=task.build_model(),
-            optimizer=task.create_optimizer(config.trainer.optimizer_config),
-            checkpoint_exporter=train_utils.maybe_create_best_ckpt_exporter(config, options.model_dir),
-        )
-        manager = tf.train.CheckpointManager(
-            trainer.checkpoint,
-            directory=options.model_dir,
-            max_to_keep=config.trainer.max_to_keep,
-            step_counter=trainer.global_step,
-            checkpoint_interval=config.trainer.checkpoint_interval,
-            init_fn=trainer.initialize,
-        )
-        controller = orbit.Controller(
-            strategy=strategy,
-            trainer=trainer,
-            evaluator=trainer,
-            global_step=trainer.global_step,
-            steps_per_loop=config.trainer.steps_per_loop,
-            checkpoint_manager=manager,
-            summary_dir=os.path.join(options.model_dir, "summaries"),
-            train_actions=[_Report(options, trainer.global_step)],
-            eval_actions=[_print_validation],
-        )
-        every, done = config.trainer.validation_interval, int(trainer.global_step.numpy())
-        while done < options.steps:
-            # Validation comes at multiples of its interval also after a restart, so that a stop changes nothing in the result.
-            done = min(options.steps, (done // every + 1) * every)
-            controller.train(done)
-            controller.evaluate()
+    with device.strategy.scope(), line_by_line() if eager else nullcontext():  # the whole run: see `strategy.pick`
+        run = Run(config, options, history, device, steps_per_loop, prepare, after_validation)
+        while True:
+            try:
+                if run.attempt():
+                    break
+            except DAMAGE as error:
+                if repair is not None:
+                    repair(run.task, error)
+                elif isinstance(error, tf.errors.InvalidArgumentError):
+                    raise
+                else:
+                    raise InputError(
+                        f"--dataset={options.dataset}: a record is damaged ({str(error).splitlines()[0]}): `rookery doctor` "
+                        "names its file; copy that again, and the same command goes on"
+                    ) from error
+        run.reports.close()
     print(f"train: done; next: rookery export --model_dir {options.model_dir} --output MODEL", flush=True)
-
-
-def steps_done(model_dir: str) -> int:
-    """Steps of the last checkpoint in a folder, 0 without one."""
-    latest = tf.train.latest_checkpoint(model_dir)
-    return int(tf.train.load_variable(latest, "global_step/.ATTRIBUTES/VARIABLE_VALUE")) if latest else 0
 
 
 def anchor_sides(plan: Plan) -> str:
@@ -154,30 +117,206 @@ def anchor_sides(plan: Plan) -> str:
     return f"{spec.anchor_size * 2**spec.min_level:.0f} to {largest:.0f}"
 
 
-class _Report:
-    """An orbit action that shows step, losses, images per second and time left."""
-
-    def __init__(self, options: Options, step: tf.Variable) -> None:
-        self._options, self._step = options, step
-        self._progress: Progress | None = None
-        self._last = time.monotonic()
-
-    def __call__(self, outputs: dict[str, Any]) -> None:
-        step = int(self._step.numpy())
-        if self._progress is None:
-            # The first loop compiles the step: rate and time left are counted from its end.
-            self._progress = Progress("train", self._options.steps, "steps", start=step)
-        losses = ", ".join(f"{name} {float(outputs[f'{name}_loss']):.3f}" for name in ("cls", "box", "total"))
-        self._progress.update(step, f"loss {losses}")
+@contextmanager
+def line_by_line() -> Iterator[None]:
+    """A context in which TensorFlow computes each line of Python when it is reached, so that a debugger can stop there."""
+    with warnings.catch_warnings():
+        # The input's own functions stay compiled, and TensorFlow says so at every one.
+        warnings.filterwarnings("ignore", message="Even though the `tf.config.experimental_run_functions_eagerly`")
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
 
 
-def _print_validation(outputs: dict[str, Any]) -> None:
-    value = {name: float(tensor) for name, tensor in outputs.items() if name in _SHOWN}
-    print(
-        "validate: AP50 {ap50:.3f}, AP {ap:.3f}, F1 {f1:.3f} at score {score_threshold:.2f}, "
-        "counted {count:.0f} of {true_count:.0f}".format(**value),
-        flush=True,
+class Run:
+    """A run in the making: everything that an attempt needs, made once.
+
+    Args:
+      config: of the experiment.
+      options: of the verb.
+      history: of the run so far.
+      device: to compute on; its scope is entered.
+      steps_per_loop: between two looks of the host.
+      prepare: see `train`.
+      after_validation: see `train`.
+    """
+
+    def __init__(
+        self,
+        config: config_definitions.ExperimentConfig,
+        options: Options,
+        history: History,
+        device: strategies.Device,
+        steps_per_loop: int,
+        prepare: Prepare | None,
+        after_validation: Sequence[AfterValidation],
+    ) -> None:
+        self._config, self._options, self._history = config, options, history
+        self._steps_per_loop, self._after_validation = steps_per_loop, after_validation
+        batch_size = config.task.train_data.global_batch_size
+        self.reports = reports.Reports(options.model_dir, options.steps, batch_size)
+        if options.mode == "eager":
+            config.trainer.override({"train_tf_function": False, "train_tf_while_loop": False, "eval_tf_function": False})
+        self.task = task_factory.get_task(config.task)
+        if prepare is not None:
+            prepare(self.task)
+        self._guard = self.task.guard = Guard(batch_size // device.replicas)
+        self._found = checkpoints.latest(options.model_dir)
+        self.task.start_step = checkpoints.step_of(self._found)
+        self._trainer = base_trainer.Trainer(
+            config,
+            self.task,
+            model=self.task.build_model(),
+            optimizer=self.task.create_optimizer(config.trainer.optimizer_config),
+            checkpoint_exporter=checkpoints.best_exporter(config, options.model_dir),
+        )
+        # The mean loss goes on after a stop. What the guard noted need not: no checkpoint is written while there is an incident.
+        self._trainer.checkpoint.loss_mean, self._trainer.checkpoint.loss_count = self._guard.mean, self._guard.count
+        self._keeper = checkpoints.Keeper(self._trainer.checkpoint, options.model_dir)
+        self._objects: Counter[str] = Counter()  # what became of them since the last validation
+        self._first = True
+
+    def attempt(self) -> bool:
+        """Goes from the last good checkpoint as far as it can.
+
+        Returns:
+          Whether the run is complete; if not, the next attempt goes on from the last good checkpoint.
+
+        Raises:
+          InputError: the loss went wrong again.
+          tf.errors.OpError: one of DAMAGE, the input holds a damaged record.
+        """
+        step = self._begin()
+        every, steps = self._config.trainer.validation_interval, self._options.steps
+        saved, loop_seconds = time.monotonic(), 0.0
+        while True:
+            due = step and (step % every == 0 or step >= steps)
+            # After a stop between a checkpoint and its validation, that validation comes first: a stop changes nothing.
+            if due and not self._history.validated(step):
+                self._keeper.save(step)
+                self._validate(step)
+                saved = time.monotonic()
+            if _finished(self._config, self._options, self._history):
+                return True
+            # Loops end at multiples of their length also after a stop, so that their losses are the same.
+            target = min(steps, _next(step, self._steps_per_loop), _next(step, every))
+            begun = time.monotonic()
+            outputs = self._trainer.train(tf.constant(target - step))
+            values = reports.scalars(outputs)  # waits for the device
+            loop_seconds = time.monotonic() - begun
+            if incident := self._guard.incident():
+                self._note(incident)
+                return False
+            self._objects.update({name: value for name, value in values.items() if name.startswith(OBJECTS)})
+            self.reports.loop(target, target - step, loop_seconds, values)
+            step = target
+            # One loop more would be too many: a kill may lose an interval at most.
+            if time.monotonic() - saved + loop_seconds >= 60 * self._options.checkpoint_minutes:
+                self._keeper.save(step)
+                saved = time.monotonic()
+
+    def _begin(self) -> int:
+        """Puts weights, inputs, guard and history where the last good checkpoint was; returns its step."""
+        first, self._first = self._first, False
+        path = self._found if first else checkpoints.latest(self._options.model_dir)
+        step = checkpoints.step_of(path)
+        if path is not None:
+            self._keeper.restore(path)
+            print(f"train: goes on from step {step}", flush=True)
+        elif not first:
+            raise InputError(f"--model_dir={self._options.model_dir}: no checkpoint in it can be read any more: check the disk")
+        else:
+            self._trainer.initialize()
+            self._keeper.save(0)
+        self._history.rewind(step)
+        self._guard.clear([each.step for each in self._history.incidents])
+        if not first:  # the trainer came with inputs that were right for its first attempt
+            self._trainer.train_dataset = self._inputs(self._config.task.train_data, step)
+            self._trainer.eval_dataset = self._inputs(self._config.task.validation_data, step)
+            self.reports.restart()
+            for metric in [*self._trainer.train_metrics, self._trainer.train_loss]:
+                metric.reset_state()  # they hold the steps of a loop that a damaged record broke off
+        elif self._options.mode == "graph":
+            data = self._config.task.train_data  # from its beginning: to skip what was trained takes time and tells nothing
+            self.reports.input_alone = reports.input_rate(self._inputs(data, 0), data.global_batch_size)
+        return step
+
+    def _inputs(self, data: config_definitions.DataConfig, step: int) -> Any:
+        self.task.start_step = step
+        return self._trainer.distribute_dataset(self.task.build_inputs, data)
+
+    def _validate(self, step: int) -> None:
+        metrics = reports.scalars(self._trainer.evaluate(tf.constant(-1)))
+        self.reports.validation(step, metrics)
+        if self._objects:
+            print(f"train: {self.task.meter(self._objects)}", flush=True)
+            self._objects.clear()
+        with self.reports.validation_writer():
+            for action in self._after_validation:
+                action(step, metrics)
+        self._history.add_validation(step, metrics)
+        best = _best(self._config, self._history)
+        if best and _patience_is_over(self._options, best) and step < self._options.steps:
+            print(
+                f"train: stops at step {step}: {best[2]} validations without a better "
+                f"{self._config.trainer.best_checkpoint_eval_metric} than {best[1]:.3f} at step {best[0]}",
+                flush=True,
+            )
+
+    def _note(self, incident: Incident) -> None:
+        """Writes down what went wrong; once is survived.
+
+        Raises:
+          InputError: it is not the first time.
+        """
+        self._history.add_incident(incident)
+        _refuse_a_second(self._history, self._options)
+        what = incident.describe(dataset.read(self._options.dataset))
+        print(
+            f"train: {what}; goes back to the last checkpoint and leaves this batch out; a second time ends the run",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _refuse_a_second(history: History, options: Options) -> None:
+    """Once is bad luck; a second time the run itself is at fault, now and whenever it is started again.
+
+    Raises:
+      InputError: the loss went wrong twice.
+    """
+    if len(history.incidents) < 2:
+        return
+    first, second = history.incidents[:2]
+    patches = ",".join(str(patch_id) for patch_id in second.patch_ids[:SHOWN_PATCHES])
+    raise InputError(
+        f"{second.describe(dataset.read(options.dataset))}; it is the second time (the first was step {first.step}): train again "
+        f"in a new --model_dir with a lower --learning_rate, and look at these patches: rookery show-batch --dataset "
+        f"{options.dataset} --patch_ids {patches}"
     )
 
 
-_SHOWN = ("ap50", "ap", "f1", "score_threshold", "count", "true_count")
+def _steps_per_loop(config: config_definitions.ExperimentConfig, kind: str) -> int:
+    """As asked for, else fitted to the device and to the distance of validations."""
+    wanted = config.trainer.steps_per_loop or strategies.STEPS_PER_LOOP[kind]
+    return int(min(wanted, config.trainer.validation_interval))
+
+
+def _next(step: int, every: int) -> int:
+    """The multiple of `every` that comes after `step`."""
+    return (step // every + 1) * every
+
+
+def _best(config: config_definitions.ExperimentConfig, history: History) -> tuple[int, float, int] | None:
+    return history.best(config.trainer.best_checkpoint_eval_metric, config.trainer.best_checkpoint_metric_comp)
+
+
+def _patience_is_over(options: Options, best: tuple[int, float, int] | None) -> bool:
+    return bool(options.stop_after and best and best[2] >= options.stop_after)
+
+
+def _finished(config: config_definitions.ExperimentConfig, options: Options, history: History) -> bool:
+    """Whether the last step was validated, or none of the last validations brought anything better."""
+    return history.validated(options.steps) or _patience_is_over(options, _best(config, history))

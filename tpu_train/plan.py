@@ -1,5 +1,6 @@
 """What a training run will do: every default filled in from the dataset, every contradiction refused. No TensorFlow here."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from survey import anchors, dataset
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
+from tpu_train.models import backbones
 
 if TYPE_CHECKING:
     from tpu_train.train import Options
@@ -61,18 +63,16 @@ def make(options: "Options", data: dataset.Dataset) -> Plan:
             f"--max_boxes={options.max_boxes} would cut objects off: a patch holds {largest}; drop the flag to take that"
         )
     spec = anchors.fit(data.statistics.box_sides_px)
-    if options.anchor_size is not None:
-        spec = AnchorSpec(spec.min_level, spec.max_level, spec.num_scales, spec.aspect_ratios, options.anchor_size)
+    given = {name: getattr(options, name) for name in ("min_level", "max_level", "anchor_size")}
+    spec = dataclasses.replace(spec, **{name: value for name, value in given.items() if value is not None})
     image_size = options.image_size or data.patch_size
-    stride = 2**spec.max_level
-    for what, size in (
-        (f"--image_size={image_size}", image_size),
-        (f"the dataset's patch_size={data.patch_size}", data.patch_size),
-    ):
-        if size % stride:
-            below = size // stride * stride
-            near = f"{below} or {below + stride}" if below else str(stride)
-            raise InputError(f"{what}: must be a multiple of the coarsest stride, {stride} px; use {near}")
+    backbones.check(
+        options.backbone,
+        min_level=spec.min_level,
+        max_level=spec.max_level,
+        image_sizes={f"--image_size={image_size}": image_size, f"the dataset's patch_size={data.patch_size}": data.patch_size},
+    )
+    backbones.check_init(options.backbone, options.init)
     if image_size > data.patch_size:
         raise InputError(
             f"--image_size={image_size} is larger than the dataset's patches of {data.patch_size} px: "
@@ -83,8 +83,13 @@ def make(options: "Options", data: dataset.Dataset) -> Plan:
         patch_size=data.patch_size,
         num_classes=classes,
         anchors=spec,
-        max_boxes=options.max_boxes or max(1, largest),
+        max_boxes=options.max_boxes or _with_margin(largest),
         # A detector finds some things twice and some that are not there: room for twice the fullest patch, at least a hundred.
         max_detections=max(100, math.ceil(2 * largest / 100) * 100),
         validate_every=options.validate_every or math.ceil(options.steps / 5),
     )
+
+
+def _with_margin(objects: int) -> int:
+    """Room for a tenth more than the fullest patch, in eights, as a TPU lays them out."""
+    return max(8, math.ceil(objects * 1.1 / 8) * 8)

@@ -4,7 +4,9 @@ Lin et al. 2017, Focal Loss for Dense Object Detection (https://arxiv.org/abs/17
 """
 
 import dataclasses
-from typing import Any
+import types
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 import tf_keras
@@ -16,13 +18,38 @@ from official.vision.configs import retinanet as garden
 from official.vision.tasks import retinanet as garden_task
 
 from survey.anchors import AnchorSpec
-from tpu_train import augment, pretrained, targets
+from tpu_train import augment, pretrained, sources, targets, truncation
 from tpu_train import input as host
-from tpu_train.models import efficientnet_lite
+from tpu_train.models import backbones, efficientnet_lite, networks
+from tpu_train.optimizers import Rates
+from tpu_train.shards import Shard
 from tpu_train.train import BEST
 from tpu_train.validation import Validation
 
+if TYPE_CHECKING:
+    from tpu_train.guard import Guard
+    from tpu_train.validation_pictures import ValidationPictures
+
 NAME = "rookery_retinanet"
+LITE0 = backbones.BACKBONES["efficientnet_lite0"]
+LOSSES = ("total_loss", "cls_loss", "box_loss", "model_loss")  # as `build_losses` returns them
+# What became of the objects of a batch, in this order of their fate: all that the records hold, those beyond `max_boxes`, those
+# that the crop does not show, and those of which it shows too little.
+OBJECTS = ("objects", "objects_capped", "objects_outside", "objects_barely")
+
+
+class View(NamedTuple):
+    """A batch as the model sees it.
+
+    Attributes:
+      images: float32 [B, S, S, 3], pixels 0..255.
+      boxes: float32 [B, M, 4], yxyx in pixels of the images, clipped to them.
+      classes: int32 [B, M], ids from 1, 0 for padding and for objects that the view lost.
+    """
+
+    images: tf.Tensor
+    boxes: tf.Tensor
+    classes: tf.Tensor
 
 
 @dataclasses.dataclass
@@ -54,7 +81,11 @@ class Task(garden.RetinaNetTask):
       train_size: side of the training crops in pixels; validation and inference see whole patches (model.input_size).
       max_boxes: rows of the padded boxes of a patch.
       init: "imagenet", "scratch", or the path of a Model Garden checkpoint.
-      pixel_offset, pixel_scale: the network sees (pixel - offset) / scale; the defaults are those of the ImageNet weights.
+      pixel_offset, pixel_scale: the network sees (pixel - offset) / scale, one value for each channel; the defaults are those of
+        the ImageNet weights.
+      foreground_prior: what the classifier says of every anchor before it has learned anything; its final bias.
+      backbone_rate: learning rate of the backbone as a share of the others'.
+      freeze_steps: the backbone keeps its weights for so many first steps, until the new head has stopped tearing at them.
       freeze_level: the backbone keeps its weights up to this level of the pyramid (stride 2^level), batch statistics included; 0
         trains all of it. Early layers are generic, and most of a step's time goes through them backward.
       match_threshold, unmatched_threshold: IoU from which an anchor is positive, and below which it is background.
@@ -70,8 +101,11 @@ class Task(garden.RetinaNetTask):
     train_size: int = 0
     max_boxes: int = 0
     init: str = "imagenet"
-    pixel_offset: float = efficientnet_lite.PIXEL_OFFSET
-    pixel_scale: float = efficientnet_lite.PIXEL_SCALE
+    pixel_offset: list[float] = dataclasses.field(default_factory=lambda: list(LITE0.pixel_offset))
+    pixel_scale: list[float] = dataclasses.field(default_factory=lambda: list(LITE0.pixel_scale))
+    foreground_prior: float = 0.01
+    backbone_rate: float = 1.0
+    freeze_steps: int = 0
     freeze_level: int = 2
     match_threshold: float = 0.5
     unmatched_threshold: float = 0.4
@@ -123,10 +157,18 @@ class RetinaNetTask(garden_task.RetinaNetTask):
     """Model Garden's task with the input of `tpu_train.input` and targets made on the device.
 
     Attributes:
+      shards: files of training and of validation; set them before the inputs are built.
       start_step: steps that earlier starts of this run have trained; set it before the inputs are built.
+      guard: watches the loss; set it before the first step, or every loss will do.
+      rates: of the optimizer that the task has made.
+      pictures: are shown every batch of detections.
     """
 
+    shards: Mapping[str, Sequence[Shard]] = types.MappingProxyType({})
     start_step = 0
+    guard: "Guard | None" = None
+    rates: Rates | None = None
+    pictures: "ValidationPictures | None" = None
 
     def build_model(self) -> tf_keras.Model:
         """The model, built for images of any size: training crops and whole patches share it."""
@@ -137,40 +179,54 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             model = super().build_model()
         finally:
             model_config.override({"input_size": size})
-        _train_only(
-            model.backbone,
-            above=self.task_config.freeze_level if self.task_config.init != "scratch" else 0,
-            up_to=model_config.max_level,
-        )
+        networks.complete(model)
+        networks.set_prior(model, self.task_config.foreground_prior)
+        frozen = self.task_config.freeze_level if self.task_config.init != "scratch" else 0
+        networks.train_only(model.backbone, above=frozen, up_to=model_config.max_level)
         return model
 
     def initialize(self, model: tf_keras.Model) -> None:
-        """Loads the weights that `init` names."""
-        init = self.task_config.init
-        if init == "imagenet":
-            pretrained.load_lite0(model.backbone, pretrained.lite0_weights_path())
-        elif init != "scratch":
-            pretrained.load_checkpoint(model, init)
+        """Loads the weights that `init` names, and says what was filled."""
+        print(f"train: {pretrained.initialize(model, self.task_config.init).line()}", flush=True)
 
     def build_inputs(self, params: Data, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
         """Batches of `tpu_train.input.read`."""
+        config = self.task_config
         return host.read(
-            self.task_config.dataset,
-            params.split,
+            self.shards[sources.TRAINING if params.is_training else sources.VALIDATION],
+            patch_size=config.model.input_size[0],
+            max_boxes=config.max_boxes,
             training=params.is_training,
             batch_size=params.global_batch_size,
-            max_boxes=self.task_config.max_boxes,
-            seed=self.task_config.seed,
+            seed=config.seed,
             start_step=self.start_step,
             context=input_context,
         )
 
-    def train_step(self, inputs: dict[str, tf.Tensor], model, optimizer, metrics=None) -> dict[str, Any]:  # type: ignore[no-untyped-def]
-        """One step on a batch of `tpu_train.input`: a random view of each image, targets, then Model Garden's step."""
+    def create_optimizer(self, optimizer_config, runtime_config=None):  # type: ignore[no-untyped-def]
+        """Model Garden's optimizer, with a rate of its own for the backbone where one is asked for."""
+        optimizer = super().create_optimizer(optimizer_config, runtime_config)
+        self.rates = Rates(optimizer, self.task_config.backbone_rate, self.task_config.freeze_steps)
+        return optimizer
+
+    def build_metrics(self, training: bool = True) -> list[tf_keras.metrics.Metric]:
+        """Means of the losses; in training also sums that tell what became of the objects (`view`)."""
+        metrics: list[tf_keras.metrics.Metric] = super().build_metrics(training)
+        if training:
+            metrics += [tf_keras.metrics.Sum(name, dtype=tf.float32) for name in OBJECTS]
+        return metrics
+
+    def view(self, inputs: dict[str, tf.Tensor], step: tf.Tensor, replica: tf.Tensor | int = 0) -> View:
+        """What the model sees of a batch at a step.
+
+        Args:
+          inputs: a batch of `tpu_train.input`.
+          step: int [], steps trained so far.
+          replica: number of the replica, whose images vary differently.
+        """
         config = self.task_config
         # Stateless: the augmentation of a step depends on the seed and the step alone, so that a resumed run repeats it.
-        seed = tf.stack([config.seed, tf.cast(optimizer.iterations, tf.int32)])
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = tf.stack([config.seed, tf.cast(step, tf.int32)])
         images, boxes, classes = augment.random_view(
             inputs["image"],
             inputs["boxes"],
@@ -179,8 +235,37 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             config=config.augmentation,
             seed=tf.random.experimental.stateless_fold_in(seed, replica),
         )
-        labels = self.targets(boxes, classes, config.train_size)
-        return super().train_step((self.normalize(images), labels), model, optimizer, metrics)
+        return View(images, boxes, classes)
+
+    def train_step(self, inputs: dict[str, tf.Tensor], model, optimizer, metrics=None) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+        """One step on a batch of `tpu_train.input`: a random view of each image, targets, loss, gradients."""
+        strategy, step = tf.distribute.get_strategy(), optimizer.iterations
+        view = self.view(inputs, step, tf.distribute.get_replica_context().replica_id_in_sync_group)
+        labels = self.targets(view.boxes, view.classes, self.task_config.train_size)
+        with tf.GradientTape() as tape:
+            outputs = model(self.normalize(view.images), training=True)
+            outputs = tf.nest.map_structure(lambda value: tf.cast(value, tf.float32), outputs)
+            losses = self.build_losses(outputs=outputs, labels=labels, aux_losses=model.losses)
+            scaled = losses[0] / strategy.num_replicas_in_sync
+        weights = model.trainable_variables
+        gradients = tape.gradient(scaled, weights)
+        if self.guard:  # a batch that is not healthy, or that broke the run before it was rolled back, teaches nothing
+            healthy = self.guard.observe(step, losses[0], inputs["patch_id"])
+            gradients = [tf.where(healthy, gradient, tf.zeros_like(gradient)) for gradient in gradients]
+            losses = [tf.where(healthy, loss, 0.0) for loss in losses]  # or the means of the whole loop would be NaN
+        if self.rates:
+            self.rates.slow_down(model.backbone.trainable_variables)
+        optimizer.apply_gradients(list(zip(gradients, weights, strict=True)))
+        values = {**dict(zip(LOSSES, losses, strict=True)), **_objects(inputs, view)}
+        for metric in metrics or []:
+            metric.update_state(values[metric.name])
+        return {self.loss: losses[0]}
+
+    def meter(self, sums: Mapping[str, float]) -> str:
+        """One line on what became of objects, from the sums of OBJECTS."""
+        config = self.task_config
+        objects = truncation.Objects(*(int(sums[name]) for name in OBJECTS))
+        return truncation.meter(objects, max_boxes=config.max_boxes, min_visible=config.augmentation.min_visible)
 
     def validation_step(self, inputs: dict[str, tf.Tensor], model, metrics=None) -> dict[str, Any]:  # type: ignore[no-untyped-def]
         """Detections on whole patches, and the loss."""
@@ -190,9 +275,8 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         outputs = model(self.normalize(tf.cast(images, tf.float32)), image_shape=frame, training=False)
         labels = self.targets(inputs["boxes"], inputs["classes"], size)
         losses = self.build_losses(outputs=outputs, labels=labels, aux_losses=model.losses)
-        names = ("total_loss", "cls_loss", "box_loss", "model_loss")
         for metric in metrics or []:
-            metric.update_state(dict(zip(names, losses, strict=True))[metric.name])
+            metric.update_state(dict(zip(LOSSES, losses, strict=True))[metric.name])
         return {
             self.loss: losses[0],
             "detections": {
@@ -211,7 +295,10 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         state = state or Validation(self.task_config.dataset)
         replicas = step_outputs["detections"]
         for i in range(len(replicas["patch_id"])):
-            state.add({name: values[i].numpy() for name, values in replicas.items()})
+            batch = {name: values[i].numpy() for name, values in replicas.items()}
+            state.add(batch)
+            if self.pictures is not None:
+                self.pictures.add(batch)
         return state
 
     def reduce_aggregated_logs(self, aggregated_logs: Validation, global_step: Any = None) -> dict[str, float]:
@@ -220,7 +307,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
         """Pixels 0..255 as the backbone wants them, in the compute type of the policy."""
-        images = (images - self.task_config.pixel_offset) / self.task_config.pixel_scale
+        images = (images - tf.constant(self.task_config.pixel_offset)) / tf.constant(self.task_config.pixel_scale)
         return tf.cast(images, tf_keras.mixed_precision.global_policy().compute_dtype)
 
     def targets(self, boxes: tf.Tensor, classes: tf.Tensor, size: int) -> dict[str, Any]:
@@ -247,19 +334,14 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         }
 
 
-def _train_only(backbone: tf_keras.Model, *, above: int, up_to: int) -> None:
-    """Leaves trainable only what lies between two levels of the pyramid.
+def _objects(inputs: dict[str, tf.Tensor], view: View) -> dict[str, tf.Tensor]:
+    """How many objects of a batch met which fate, see OBJECTS."""
+    held = inputs["classes"] > 0
+    lost = held & (view.classes == 0)
+    shown = tf.reduce_all(view.boxes[..., 2:] > view.boxes[..., :2], axis=-1)
 
-    Layers that lead to level `above` keep their weights, and Keras then also uses their stored batch statistics; layers that only
-    lead to levels beyond `up_to` have no use: the pyramid does not look there.
-    """
-    features = {int(level): feature for level, feature in backbone.output.items()}
+    def count(flags: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(flags, tf.int32))
 
-    def leading_to(levels: list[int]) -> set[str]:
-        return {layer.name for layer in tf_keras.Model(backbone.inputs, [features[level] for level in levels]).layers}
-
-    wanted = leading_to([level for level in features if level <= up_to])
-    if above:
-        wanted -= leading_to([above])
-    for layer in backbone.layers:
-        layer.trainable = layer.name in wanted
+    objects = tf.reduce_sum(inputs["objects"])
+    return dict(zip(OBJECTS, (objects, objects - count(held), count(lost & ~shown), count(lost & shown)), strict=True))

@@ -25,20 +25,22 @@ STAGES = (
 )
 # The last stage at each stride: stage index -> pyramid level (stride 2^level).
 LEVEL_OF_STAGE = {0: "1", 1: "2", 2: "3", 4: "4", 6: "5"}
-# Published weights expect (pixel - offset) / scale.
-PIXEL_OFFSET = 127.0
-PIXEL_SCALE = 128.0
 
 
 @dataclasses.dataclass
 class Backbone(backbones.Backbone):
-    """Model Garden's choice of backbones, and one more."""
+    """Model Garden's choice of backbones, and those that we register."""
 
     @dataclasses.dataclass
     class EfficientNetLite0(backbones.hyperparams.Config):
         """EfficientNet-Lite0 has nothing to configure."""
 
+    @dataclasses.dataclass
+    class MobileNetV2(backbones.hyperparams.Config):
+        """The MobileNetV2 of models/networks.py has nothing to configure."""
+
     efficientnet_lite0: EfficientNetLite0 = dataclasses.field(default_factory=EfficientNetLite0)
+    mobilenet_v2: MobileNetV2 = dataclasses.field(default_factory=MobileNetV2)
 
 
 class EfficientNetLite0(tf_keras.Model):

@@ -1,0 +1,113 @@
+"""What the network sees at a step: the batch, its augmentation and its targets, by the very code that trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from official.core import config_definitions, task_factory
+
+from survey import dataset
+from tpu_train import patches
+from tpu_train.experiments import retinanet
+from tpu_train.sources import Sources
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """A batch as the network gets it, B patches of S px with up to M objects and N anchors.
+
+    Attributes:
+      images: uint8 [B, S, S, 3], its pixels before normalisation, rounded.
+      boxes: float32 [B, M, 4], yxyx in these pixels, clipped to them.
+      classes: int32 [B, M], ids from 1; 0 for padding and for what the crop lost.
+      classes_read: int32 [B, M], the same before the crop.
+      objects: int32 [B], in the records, those beyond M included.
+      patch_ids: int64 [B].
+      anchors: float32 [N, 4], yxyx in pixels of the images.
+      positive: bool [B, N], whether the anchor is to find an object.
+    """
+
+    images: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    classes_read: np.ndarray
+    objects: np.ndarray
+    patch_ids: np.ndarray
+    anchors: np.ndarray
+    positive: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.patch_ids)
+
+    def rows(self, wanted: np.ndarray) -> "BatchView":
+        """Some of the patches, by their positions in the batch."""
+        return BatchView(
+            self.images[wanted],
+            self.boxes[wanted],
+            self.classes[wanted],
+            self.classes_read[wanted],
+            self.objects[wanted],
+            self.patch_ids[wanted],
+            self.anchors,
+            self.positive[wanted],
+        )
+
+
+def at_step(config: config_definitions.ExperimentConfig, files: Sources, step: int, *, augmented: bool = True) -> BatchView:
+    """The batch that a run trains on when it has trained `step` steps.
+
+    That of a run on one CPU or GPU. A TPU draws other random numbers for the augmentation, and with R replicas each takes a batch
+    of 1/R of the size with numbers of its own; the order of patches stays.
+
+    Args:
+      config: of the run (`tpu_train.configure`).
+      files: that it reads.
+      step: steps already trained; 0 gives the first batch.
+      augmented: False for the whole patches of that batch, as validation would see them.
+    """
+    task = task_factory.get_task(config.task)
+    task.shards, task.start_step = files.shards, step
+    return of_inputs(task, next(iter(task.build_inputs(config.task.train_data))), step, augmented=augmented)
+
+
+def of_patches(
+    config: config_definitions.ExperimentConfig, wanted: Sequence[patches.Place], step: int, *, augmented: bool = True
+) -> BatchView:
+    """The view of a batch made of these patches, with the random numbers of a step; see `at_step`."""
+    folder = config.task.dataset
+    size = dataset.read(folder).patch_size
+    inputs = patches.read(folder, wanted, patch_size=size, max_boxes=config.task.max_boxes)
+    return of_inputs(task_factory.get_task(config.task), inputs, step, augmented=augmented)
+
+
+def of_inputs(task: retinanet.RetinaNetTask, inputs: dict[str, tf.Tensor], step: int, *, augmented: bool = True) -> BatchView:
+    """The view of a batch of `tpu_train.input`.
+
+    Args:
+      task: says how patches are viewed and which anchors there are.
+      inputs: as `task.build_inputs` gives them.
+      step: whose random numbers to use.
+      augmented: False for the patches as they are.
+    """
+
+    @tf.function  # as in training: line by line, sums are rounded otherwise
+    def viewed() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        if augmented:
+            images, boxes, classes = task.view(inputs, tf.constant(step, tf.int64))
+        else:
+            images, boxes, classes = inputs["image"], inputs["boxes"], inputs["classes"]
+        labels = task.targets(boxes, classes, images.shape[1])
+        return tf.cast(images, tf.float32), boxes, classes, labels["box_weights"] > 0
+
+    images, boxes, classes, positive = (value.numpy() for value in viewed())
+    return BatchView(
+        images=np.clip(np.round(images), 0, 255).astype(np.uint8),
+        boxes=boxes,
+        classes=classes,
+        classes_read=inputs["classes"].numpy(),
+        objects=inputs["objects"].numpy(),
+        patch_ids=inputs["patch_id"].numpy(),
+        anchors=retinanet.anchor_spec(task.task_config.model).boxes(images.shape[1]),
+        positive=positive,
+    )

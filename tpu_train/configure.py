@@ -1,0 +1,115 @@
+"""The experiment of a run: Model Garden's configuration, from the flags, the dataset and what users override."""
+
+from typing import Any
+
+import yaml
+from official.core import config_definitions
+from official.modeling import hyperparams
+
+from survey.errors import InputError
+from tpu_train import registry, schedules
+from tpu_train.models import backbones
+from tpu_train.plan import Plan
+from tpu_train.train import Options
+
+
+def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:
+    """The experiment with, in rising precedence: its defaults, the dataset's facts, --config, the flags, --params_override.
+
+    Raises:
+      InputError: an override names a key that does not exist, or has a value that the backbone cannot have.
+    """
+    config = registry.experiment(options.model)
+    config.override(_from_dataset(options, plan))
+    _override(config, "--config", options.config)
+    if options.schedule is not None or options.learning_rate is not None:
+        _override(config, "--schedule", _rates(config, options))
+    _override(config, "--params_override", options.params_override)
+    config.validate()
+    _check(config, options)
+    return config
+
+
+def _from_dataset(options: Options, plan: Plan) -> dict[str, Any]:
+    anchors = plan.anchors
+    backbone = backbones.overrides(options.backbone, min_level=anchors.min_level, max_level=anchors.max_level)
+    model = {
+        **backbone.pop("model"),
+        "num_classes": plan.num_classes + 1,  # Model Garden's RetinaNet counts the background
+        "input_size": [plan.patch_size, plan.patch_size, 3],
+        "anchor": {
+            "num_scales": anchors.num_scales,
+            "aspect_ratios": list(anchors.aspect_ratios),
+            "anchor_size": anchors.anchor_size,
+        },
+        "detection_generator": {"max_num_detections": plan.max_detections},
+    }
+    return {
+        "task": {
+            **backbone,
+            "dataset": options.dataset,
+            "train_size": plan.image_size,
+            "max_boxes": plan.max_boxes,
+            "init": options.init,
+            "seed": options.seed,
+            "backbone_rate": options.backbone_rate,
+            "freeze_steps": options.freeze_steps,
+            "model": model,
+            "train_data": {"split": options.train_split, "global_batch_size": options.batch_size},
+            "validation_data": {"split": options.val_split, "global_batch_size": options.batch_size},
+        },
+        "trainer": {
+            "train_steps": options.steps,
+            "validation_interval": plan.validate_every,
+            "steps_per_loop": options.steps_per_loop or 0,  # 0: fitted to the device
+            "optimizer_config": schedules.overrides("cosine", peak=schedules.PEAK, steps=options.steps),
+        },
+    }
+
+
+def _override(config: config_definitions.ExperimentConfig, flag: str, values: Any) -> None:
+    """Applies overrides strictly: a key must exist."""
+    try:
+        if values:
+            hyperparams.override_params_dict(config, values, is_strict=True)
+    except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
+        raise InputError(f"{flag}: {error}") from error
+
+
+def _rates(config: config_definitions.ExperimentConfig, options: Options) -> dict[str, Any]:
+    """The schedule that the flags ask for; what they leave open is as the configuration has it."""
+    rate = config.trainer.optimizer_config.learning_rate
+    schedule = options.schedule or {"stepwise": "step"}.get(rate.type, rate.type)
+    peaks = {
+        "cosine": rate.cosine.initial_learning_rate,
+        "stepwise": (rate.stepwise.values or [None])[0],
+        "constant": rate.constant.learning_rate,
+    }
+    peak = options.learning_rate if options.learning_rate is not None else peaks.get(rate.type)
+    if schedule not in schedules.NAMES or peak is None:
+        raise InputError(
+            f"--config has a learning rate of type {rate.type}, which the flags cannot change: give --schedule and "
+            "--learning_rate both, or neither"
+        )
+    return {"trainer": {"optimizer_config": schedules.overrides(schedule, peak=peak, steps=options.steps)}}
+
+
+def _check(config: config_definitions.ExperimentConfig, options: Options) -> None:
+    """Refuses what the backbone cannot do, overrides included."""
+    task = config.task
+    if task.model.backbone.type != backbones.BACKBONES[options.backbone].config["type"]:
+        raise InputError(
+            f"task.model.backbone.type={task.model.backbone.type}, but --backbone={options.backbone}: choose it by the flag, "
+            "which also sets its pixels and its pyramid"
+        )
+    backbones.check(
+        options.backbone,
+        min_level=task.model.min_level,
+        max_level=task.model.max_level,
+        image_sizes={
+            f"task.train_size={task.train_size}": task.train_size,
+            f"task.model.input_size={task.model.input_size[0]}": task.model.input_size[0],
+        },
+        freeze_level=task.freeze_level if task.init != "scratch" else 0,
+    )
+    backbones.check_init(options.backbone, task.init)

@@ -1,0 +1,73 @@
+"""The files that a run reads, and what becomes of them when one turns out to be damaged."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tpu_train import damage, shards
+from tpu_train.plan import Plan
+from tpu_train.shards import Shard
+
+if TYPE_CHECKING:
+    from tpu_train.train import Options
+
+TRAINING, VALIDATION = "training", "validation"
+
+
+class Sources:
+    """The TFRecord files of a run.
+
+    Args:
+      options: of `rookery train`.
+      plan: of the run.
+
+    Attributes:
+      shards: of TRAINING and of VALIDATION; cleaned copies stand for damaged files.
+
+    Raises:
+      InputError: see `tpu_train.shards.resolve` and `tpu_train.damage.known`.
+    """
+
+    def __init__(self, options: "Options", plan: Plan) -> None:
+        self._options, self._patch_size = options, plan.patch_size
+        pattern, held_out = options.training_file_pattern, options.val_split
+        training = shards.resolve(options.dataset, options.train_split, pattern, held_out=held_out, max_boxes=plan.max_boxes)
+        self._training = len(training)
+        self._originals = (*training, *shards.resolve(options.dataset, options.val_split, max_boxes=plan.max_boxes))
+        self.shards = self._divided(damage.known(self._originals, options.model_dir, options.max_bad_records))
+
+    @property
+    def named(self) -> list[list[str | int]]:
+        """The files to learn from with their numbers of records, as a run remembers them: other files are another run."""
+        return [[shard.path, shard.records] for shard in self._originals[: self._training]]
+
+    def repair(self, error: Exception) -> None:
+        """Puts cleaned copies in the place of damaged files.
+
+        Args:
+          error: what TensorFlow raised when it read them.
+
+        Raises:
+          InputError: more records are damaged than --max_bad_records allows.
+          Exception: `error`, where no record is damaged.
+        """
+        import tensorflow as tf
+
+        from tpu_train import input as host
+
+        def judge(content: bytes) -> str | None:
+            return host.complaint(content, self._patch_size)
+
+        wrong_checksum = isinstance(error, tf.errors.DataLossError)
+        options = self._options
+        self.shards = self._divided(
+            damage.repair(
+                self._originals,
+                options.model_dir,
+                options.max_bad_records,
+                cause=error,
+                judge=None if wrong_checksum else judge,
+            )
+        )
+
+    def _divided(self, files: Sequence[Shard]) -> dict[str, tuple[Shard, ...]]:
+        return {TRAINING: tuple(files[: self._training]), VALIDATION: tuple(files[self._training :])}
