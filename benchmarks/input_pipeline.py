@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="records, read again and again")
     parser.add_argument("--seconds", type=float, default=10.0, help="timed, of each contender in each repeat")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--jpeg_quality", type=int, default=95, help="of the records, as of `rookery shard`")
+    parser.add_argument("--jpeg_subsampling", choices=records.SUBSAMPLINGS, default="444", help="the same")
     parser.add_argument("--json", default="", help="also write the rates to this file")
     parser.add_argument("--contender", choices=(DECODE, OURS, STOCK), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -55,7 +57,8 @@ def main() -> None:
         print(json.dumps(timed(options.contender, options.folder, options.images, options.seconds)))
         return
     with tempfile.TemporaryDirectory(prefix="rookery_benchmark_") as name:
-        size = write_records(Path(name), options.images)
+        encoding = records.Encoding("jpeg", options.jpeg_quality, options.jpeg_subsampling)
+        size = write_records(Path(name), options.images, encoding)
         found: dict[str, list[dict[str, float]]] = {contender: [] for contender in (DECODE, OURS, STOCK)}
         for _ in range(options.repeats):
             for contender, results in found.items():
@@ -63,10 +66,9 @@ def main() -> None:
     report(found, options, size)
 
 
-def write_records(folder: Path, images: int) -> float:
+def write_records(folder: Path, images: int, encoding: records.Encoding) -> float:
     """Shards of natural-looking patches with boxes of 16 to 96 px; returns the mean size of a picture in kB."""
     rng = np.random.default_rng(0)
-    encoding = records.Encoding()
     pictures = [encoding.encode(synthetic.texture(seed, SIZE)) for seed in range(min(images, 32))]
     for shard in range(SHARDS):
         contents = []
