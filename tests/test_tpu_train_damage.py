@@ -82,7 +82,7 @@ def test_too_much_damage_names_every_record_and_writes_nothing(tmp_path: Path) -
     with pytest.raises(InputError) as caught:
         damage.repair(shards, str(tmp_path / "run"), 2, cause=CAUSE)
     text = str(caught.value)
-    assert text.startswith("--max_bad_records=2, but 3 of the records are damaged")
+    assert text.startswith("--max_bad_records=2, but 3 records are damaged")
     assert "a.tfrecord: record 1 (the checksum" in text
     assert "b.tfrecord: records 0, 4 (the checksum" in text
     assert "c.tfrecord" not in text
@@ -112,7 +112,7 @@ def test_the_rest_of_a_damaged_shard_is_read(tmp_path: Path, capsys: pytest.Capt
 
     assert damage.known(shards, run, 4) == cleaned
     assert damage.known(shards[2:], run, 0) == (shards[2],)
-    with pytest.raises(InputError, match=r"--max_bad_records=3, but 4 of the records are damaged"):
+    with pytest.raises(InputError, match=r"--max_bad_records=3, but 4 records are damaged"):
         damage.known(shards, run, 3)
 
 

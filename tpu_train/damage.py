@@ -174,9 +174,9 @@ def _refuse_too_many(damaged: Mapping[str, Mapping[int, str]], most: int) -> Non
     if total > most:
         listed = "".join(f"\n  {path}: {_named(found)}" for path, found in sorted(damaged.items()) if found)
         raise InputError(
-            f"--max_bad_records={most}, but {total} of the records are damaged: copy these shards again from where they came, or "
-            "delete the dataset's folder and run `rookery shard` again, which writes the same bytes; or go on without them with "
-            f"--max_bad_records {total}{listed}"
+            f"--max_bad_records={most}, but {total} record{' is' if total == 1 else 's are'} damaged: copy these shards again "
+            "from where they came, or delete the dataset's folder and run `rookery shard` again, which writes the same bytes; "
+            f"or go on without them with --max_bad_records {total}{listed}"
         )
 
 
