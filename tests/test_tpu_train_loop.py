@@ -445,3 +445,16 @@ def last_verified(folder: Path) -> int:
     """Steps of the last checkpoint that a run has declared good; 0 before the first."""
     latest = tf.train.latest_checkpoint(str(folder))
     return int(latest.rsplit("-", 1)[1]) if latest else 0
+
+
+def test_a_run_that_explodes(survey: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real verb at an absurd rate: goes back once, then ends; and so it does when it is started again."""
+    argv = ["--dataset", survey, "--model_dir", str(tmp_path), "--init=scratch", "--batch_size=2", "--steps=40"]
+    argv += ["--steps_per_loop=2", "--learning_rate=1e9", "--schedule=constant"]
+    with pytest.raises(InputError, match=r"step \d+: the loss.* on patches \d.*it is the second time.*--patch_ids \d"):
+        train.run(argv)
+    said = capsys.readouterr()
+    assert said.err.count("goes back to the last checkpoint and leaves this batch out") == 1
+    assert said.out.count("train: goes on from step") == 1
+    with pytest.raises(InputError, match="it is the second time"):
+        train.run(argv)
