@@ -223,7 +223,6 @@ def train_stock(folder: str, task: Task, steps: int, seed: int) -> dict[str, flo
     from tpu_train import configure, plan, train
     from tpu_train.validation import Validation
 
-    sys.path.insert(0, str(measure.ROOT))
     data = dataset.read(folder)
     flags = train.Options(dataset=folder, model_dir="", batch_size=BATCH, steps=steps, seed=seed, image_size=task.crop)
     ours = configure.experiment(flags, plan.make(flags, data))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -93,18 +94,16 @@ def trained() -> dict[str, dict[str, object]]:
     """
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "TF_USE_LEGACY_KERAS": "1"}
     halves = (NAMES[2:5], NAMES[:2] + NAMES[5:])  # ResNet-18, -34 and -101 are about as much work as the others
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, *names], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for names in halves
-    ]
-    results = {}
-    for child in children:
-        said, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
-        results.update({line["name"]: line for line in map(json.loads, said.splitlines())})
-    return results
+
+    def results(names: list[str]) -> dict[str, dict[str, object]]:
+        command = [sys.executable, __file__, *names]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        return {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+    with ThreadPoolExecutor(len(halves)) as pool:
+        first, second = pool.map(results, halves)
+    return first | second
 
 
 @pytest.mark.parametrize("name", NAMES)
