@@ -17,11 +17,18 @@ def bright_box(image: np.ndarray) -> np.ndarray:
     return np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1], np.float32)
 
 
+def still(count: int) -> np.ndarray:
+    """Views that begin in the corner and keep the scale."""
+    return np.tile(np.array([[1, 0, 0]], np.float32), (count, 1))
+
+
 def test_identity() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 32, 32, 3), np.uint8)
     boxes = np.array([[[1, 2, 11, 12]], [[0, 0, 0, 0]]], np.float32)
-    out, moved, classes = random_view(images, boxes, np.array([[3], [0]]), size=32, config=STILL, seed=tf.constant([0, 0]))
+    out, moved, classes = random_view(
+        images, boxes, np.array([[3], [0]]), still(2), size=32, config=STILL, seed=tf.constant([0, 0])
+    )
     np.testing.assert_allclose(out, images, atol=1e-2)
     np.testing.assert_allclose(moved[0, 0], [1, 2, 11, 12], atol=1e-4)
     np.testing.assert_array_equal(classes, [[3], [0]])
@@ -34,11 +41,18 @@ def test_boxes_follow_pixels(jit: bool) -> None:
     images = np.zeros((count, 128, 128, 3), np.uint8)
     images[:, 50:80, 60:78] = 255
     boxes = np.tile(np.array([[[50, 60, 80, 78]]], np.float32), (count, 1, 1))
-    config = Augment(
-        scale_min=0.7, scale_max=1.4, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0, min_visible=0.3
-    )
-    view = tf.function(lambda i, b, c: random_view(i, b, c, size=size, config=config, seed=tf.constant([1, 2])), jit_compile=jit)
-    out, moved, classes = (x.numpy() for x in view(tf.constant(images), tf.constant(boxes), tf.ones((count, 1), tf.int32)))
+    config = Augment(brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0, min_visible=0.3)
+    rng = np.random.default_rng(0)
+    scale = rng.uniform(0.7, 1.4, count)
+    begin = rng.uniform(size=(count, 2)) * (128 - size / scale)[:, None]
+    views = np.column_stack([scale, begin]).astype(np.float32)
+
+    @tf.function(jit_compile=jit)
+    def view(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return random_view(*batch, size=size, config=config, seed=tf.constant([1, 2]))
+
+    ones = tf.ones((count, 1), tf.int32)
+    out, moved, classes = (x.numpy() for x in view(tf.constant(images), tf.constant(boxes), ones, tf.constant(views)))
     shown = classes[:, 0] > 0
     assert shown.sum() > 40
     for i in np.flatnonzero(shown):
@@ -52,7 +66,7 @@ def test_same_seed_same_view() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     boxes, classes = np.zeros((2, 1, 4), np.float32), np.zeros((2, 1), np.int32)
     one, two, three = (
-        random_view(images, boxes, classes, size=48, config=Augment(), seed=tf.constant(seed))[0].numpy()
+        random_view(images, boxes, classes, still(2), size=48, config=Augment(), seed=tf.constant(seed))[0].numpy()
         for seed in ([5, 1], [5, 1], [5, 2])
     )
     np.testing.assert_array_equal(one, two)
@@ -60,11 +74,11 @@ def test_same_seed_same_view() -> None:
 
 
 def test_a_view_larger_than_its_source_has_a_black_frame() -> None:
-    """A white source of 32 px in a view of 64 px at scale 1: exactly a quarter of the view is white."""
+    """A white source of 32 px, 20 px down and 9 px right in a view of 64 px at scale 1: exactly a quarter of it is white."""
     images = np.full((1, 32, 32, 3), 255, np.uint8)
-    out, _, _ = random_view(
-        images, np.zeros((1, 1, 4), np.float32), np.zeros((1, 1), np.int32), size=64, config=STILL, seed=tf.constant([0, 3])
-    )
+    boxes, classes, views = np.zeros((1, 1, 4), np.float32), np.zeros((1, 1), np.int32), np.array([[1, -20, -9]], np.float32)
+    out, _, _ = random_view(images, boxes, classes, views, size=64, config=STILL, seed=tf.constant([0, 3]))
+    assert out[0, 20:52, 9:41].numpy().min() == pytest.approx(255)
     assert out.numpy().mean() / 255 == pytest.approx(0.25, abs=0.02)
 
 

@@ -71,6 +71,7 @@ def two_steps(name: str) -> dict[str, object]:
             "classes": tf.constant([[1, 2, 0]] * 2),
             "objects": tf.constant([2, 2]),
             "patch_id": tf.constant([0, 1], tf.int64),
+            "view": tf.constant([[1.0, 0.0, 0.0]] * 2),
         }
         step = tf.function(lambda inputs: task.train_step(inputs, model, optimizer), jit_compile=True)
         losses = [float(strategy.run(step, args=(batch,))["loss"])]

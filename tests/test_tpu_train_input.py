@@ -10,6 +10,7 @@ from pipeline import records
 from survey.errors import InputError
 from tpu_train import damage
 from tpu_train import input as host
+from tpu_train.crop import Crop
 from tpu_train.shards import Shard
 
 SIZE = 16
@@ -124,6 +125,21 @@ def test_windows_smaller_than_an_epoch_lose_nothing(tmp_path: Path, monkeypatch:
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, start: int) -> None:
     shards = write(tmp_path, [5, 4, 3])
     assert train(shards, 5, 9 - start, start_step=start) == train(shards, 5, 9)[start:]
+
+
+def test_views_go_on_where_a_run_stopped_and_differ_between_hosts(tmp_path: Path) -> None:
+    """Of one record that each host shows eight times: eight views, the last four of them also of a run that goes on at step 4."""
+    shards = write(tmp_path, [1, 1])
+    crop = Crop(SIZE, 8, 0.8, 1.25)
+
+    def views(index: int, start_step: int) -> np.ndarray:
+        common = {"max_boxes": 2, "training": True, "batch_size": 2, "crop": crop, "start_step": start_step}
+        batches = host.read(shards, patch_size=SIZE, context=context(2, index, 2), **common)
+        return np.concatenate([batch["view"].numpy() for batch in batches.take(8 - start_step)])
+
+    first, second = views(0, 0), views(1, 0)
+    assert len(np.unique(np.concatenate([first, second]), axis=0)) == 16
+    np.testing.assert_array_equal(views(0, 4), first[4:])
 
 
 @pytest.mark.parametrize("start", [1, 3, 4])

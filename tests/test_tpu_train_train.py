@@ -148,6 +148,10 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert best["f1"] > 0.5
     for typo, message in (
         ("task.augmentation.turn=false", "params_override"),
+        (
+            "task.augmentation.scale_min=0",
+            "scale_min=0.* and scale_max=1.25: the zoom goes from the first",
+        ),
         ("task.model.backbone.type=resnet", "type=resnet, but --backbone=efficientnet_lite0: choose it by the flag"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,5 +1,6 @@
-"""Augmentation inside the compiled step: a random resized crop, flips, a quarter turn, and changes of light and colour.
+"""Augmentation inside the compiled step: a resized crop, flips, a quarter turn, and changes of light and colour.
 
+Where the crop lies and how far it is zoomed, the host has drawn (`tpu_train.crop`).
 Resizing, cropping and flipping are one sampling along each axis, written as two small matrix products per image: static shapes
 for XLA, and work that the TPU's matrix unit does at full speed. Random numbers are stateless: the same seed gives the same batch.
 """
@@ -39,7 +40,14 @@ class Augment(hyperparams.Config):
 
 
 def random_view(
-    images: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, *, size: int, config: Augment, seed: tf.Tensor
+    images: tf.Tensor,
+    boxes: tf.Tensor,
+    classes: tf.Tensor,
+    views: tf.Tensor,
+    *,
+    size: int,
+    config: Augment,
+    seed: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """One random view of each image.
 
@@ -47,8 +55,9 @@ def random_view(
       images: uint8 [B, H, W, 3].
       boxes: float32 [B, M, 4], yxyx in pixels of `images`.
       classes: int32 [B, M], ids from 1, 0 for padding.
+      views: float32 [B, 3], scale of each view, and where it begins, y and x in pixels of `images`; what lies outside is black.
       size: side of the result in pixels.
-      config: what varies.
+      config: what else varies.
       seed: int32 [2].
 
     Returns:
@@ -56,19 +65,14 @@ def random_view(
       that the crop lost).
     """
     batch, height, width, _ = images.shape
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 6), axis=0)
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3), axis=0)
     uniform = tf.random.stateless_uniform
-    log_scale = uniform([batch], seeds[0], tf.math.log(config.scale_min), tf.math.log(config.scale_max))
-    scale = tf.exp(log_scale)
-    place = uniform([batch, 2], seeds[1])
-    # Offset of the view in the source; where the zoomed source is smaller than the view, it floats inside a black frame.
-    y0 = place[:, 0] * (height - size / scale)
-    x0 = place[:, 1] * (width - size / scale)
-    flips = uniform([batch, 2], seeds[2]) < (0.5 if config.flip else 0.0)
+    scale, y0, x0 = tf.unstack(views, axis=1)
+    flips = uniform([batch, 2], seeds[0]) < (0.5 if config.flip else 0.0)
     rows = _sampling(height, size, y0, scale, flips[:, 0])
     columns = _sampling(width, size, x0, scale, flips[:, 1])
-    views = tf.einsum("bij,bjkc->bikc", rows, tf.cast(images, tf.float32))
-    views = tf.einsum("bpk,bikc->bipc", columns, views)
+    pixels = tf.einsum("bij,bjkc->bikc", rows, tf.cast(images, tf.float32))
+    pixels = tf.einsum("bpk,bikc->bipc", columns, pixels)
 
     offset = tf.stack([y0, x0, y0, x0], axis=1)[:, None, :]
     moved = (boxes - offset) * scale[:, None, None]  # [B, M, 4]
@@ -77,14 +81,14 @@ def random_view(
     y_low, y_high = tf.where(flip_y, size - y_high, y_low), tf.where(flip_y, size - y_low, y_high)
     x_low, x_high = tf.where(flip_x, size - x_high, x_low), tf.where(flip_x, size - x_low, x_high)
     if config.quarter_turn:
-        turn = uniform([batch], seeds[3]) < 0.5
-        views = tf.where(turn[:, None, None, None], tf.transpose(views, [0, 2, 1, 3]), views)
+        turn = uniform([batch], seeds[1]) < 0.5
+        pixels = tf.where(turn[:, None, None, None], tf.transpose(pixels, [0, 2, 1, 3]), pixels)
         t = turn[:, None]
         y_low, x_low = tf.where(t, x_low, y_low), tf.where(t, y_low, x_low)
         y_high, x_high = tf.where(t, x_high, y_high), tf.where(t, y_high, x_high)
     moved = tf.stack([y_low, x_low, y_high, x_high], axis=-1)
-    views = _vary_colour(views, config, seeds[4])
-    return views, *keep_visible(moved, classes, size, config.min_visible)
+    pixels = _vary_colour(pixels, config, seeds[2])
+    return pixels, *keep_visible(moved, classes, size, config.min_visible)
 
 
 def keep_visible(boxes: tf.Tensor, classes: tf.Tensor, size: int, min_visible: float) -> tuple[tf.Tensor, tf.Tensor]:

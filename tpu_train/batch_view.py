@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 from official.core import config_definitions, task_factory
 
-from survey import dataset
 from tpu_train import patches
 from tpu_train.experiments import retinanet
 from tpu_train.sources import Sources
@@ -57,8 +56,8 @@ class BatchView:
 def at_step(config: config_definitions.ExperimentConfig, files: Sources, step: int, *, augmented: bool = True) -> BatchView:
     """The batch that a run trains on when it has trained `step` steps.
 
-    That of a run on one CPU or GPU. A TPU draws other random numbers for the augmentation, and with R replicas each takes a batch
-    of 1/R of the size with numbers of its own; the order of patches stays.
+    That of a run on one CPU or GPU. A TPU turns and colours the same crops of the same patches otherwise: it draws other random
+    numbers, and with R replicas each takes a batch of 1/R of the size with numbers of its own.
 
     Args:
       config: of the run (`tpu_train.configure`).
@@ -68,17 +67,24 @@ def at_step(config: config_definitions.ExperimentConfig, files: Sources, step: i
     """
     task = task_factory.get_task(config.task)
     task.shards, task.start_step = files.shards, step
-    return of_inputs(task, next(iter(task.build_inputs(config.task.train_data))), step, augmented=augmented)
+    inputs = task.read(config.task.train_data, task.crop if augmented else None)
+    return of_inputs(task, next(iter(inputs)), step, augmented=augmented)
 
 
 def of_patches(
     config: config_definitions.ExperimentConfig, wanted: Sequence[patches.Place], step: int, *, augmented: bool = True
 ) -> BatchView:
     """The view of a batch made of these patches, with the random numbers of a step; see `at_step`."""
-    folder = config.task.dataset
-    size = dataset.read(folder).patch_size
-    inputs = patches.read(folder, wanted, patch_size=size, max_boxes=config.task.max_boxes)
-    return of_inputs(task_factory.get_task(config.task), inputs, step, augmented=augmented)
+    task = task_factory.get_task(config.task)
+    inputs = patches.read(
+        config.task.dataset,
+        wanted,
+        patch_size=task.crop.patch_size,
+        max_boxes=config.task.max_boxes,
+        crop=task.crop if augmented else None,
+        seed=config.task.seed,
+    )
+    return of_inputs(task, inputs, step, augmented=augmented)
 
 
 def of_inputs(task: retinanet.RetinaNetTask, inputs: dict[str, tf.Tensor], step: int, *, augmented: bool = True) -> BatchView:
@@ -86,7 +92,7 @@ def of_inputs(task: retinanet.RetinaNetTask, inputs: dict[str, tf.Tensor], step:
 
     Args:
       task: says how patches are viewed and which anchors there are.
-      inputs: as `task.build_inputs` gives them.
+      inputs: as `task.read` gives them, with views if augmented.
       step: whose random numbers to use.
       augmented: False for the patches as they are.
     """

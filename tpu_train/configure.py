@@ -113,3 +113,9 @@ def _check(config: config_definitions.ExperimentConfig, options: Options) -> Non
         freeze_level=task.freeze_level if task.init != "scratch" else 0,
     )
     backbones.check_init(options.backbone, task.init)
+    varied = task.augmentation
+    if not 0 < varied.scale_min <= varied.scale_max:
+        raise InputError(
+            f"task.augmentation.scale_min={varied.scale_min} and scale_max={varied.scale_max}: the zoom goes from the first, "
+            "which must be above 0, to the second, which is at least as large; 1 and 1 keep the resolution"
+        )

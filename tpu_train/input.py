@@ -7,6 +7,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from survey.errors import InputError
+from tpu_train import crop as crops
+from tpu_train.crop import Crop
 from tpu_train.shards import Shard
 
 # Encoded records are shuffled window by window, and the next window is read meanwhile: 0.3 GB each at 0.8 bytes a pixel, which
@@ -27,36 +29,64 @@ FEATURES = {
 }
 
 
-def decode(serialized: tf.Tensor, patch_size: int, max_boxes: int) -> dict[str, tf.Tensor]:
-    """One record.
+def decode(
+    serialized: tf.Tensor, patch_size: int, max_boxes: int, crop: Crop | None = None, seeds: tf.Tensor | None = None
+) -> dict[str, tf.Tensor]:
+    """One record, or the part of it that a random view shows.
 
     Args:
       serialized: a tf.train.Example as `rookery shard` writes it.
       patch_size: side of its image in pixels.
       max_boxes: rows of the padded boxes; further boxes are cut off.
+      crop: of which the view is one; by default the whole patch.
+      seeds: int32 [2], of the view (`tpu_train.crop.seeds`).
 
     Returns:
-      image: uint8 [patch_size, patch_size, 3].
-      boxes: float32 [max_boxes, 4], yxyx in patch pixels, 0 beyond the last.
+      image: uint8 [side, side, 3]; the side is patch_size, or with a crop its window.
+      boxes: float32 [max_boxes, 4], yxyx in pixels of the image, 0 beyond the last; with a crop also of what lies outside.
       classes: int32 [max_boxes], ids from 1, 0 beyond the last.
       objects: int32 [], how many the record has: those beyond max_boxes were cut off.
       patch_id: int64 [].
+      view: float32 [3], with a crop only: scale, and where the view begins, y and x in pixels of the image.
     """
     example = tf.io.parse_single_example(serialized, FEATURES)
-    # Also decodes PNG: the operation looks at the first bytes, not at its name.
-    image = tf.io.decode_jpeg(example["image/encoded"], channels=3)
     sides = [example[f"image/object/bbox/{side}"] for side in ("ymin", "xmin", "ymax", "xmax")]
     boxes = tf.stack(sides, axis=1)[:max_boxes] * patch_size
+    if crop is None:
+        # Also decodes PNG: the operation looks at the first bytes, not at its name.
+        image = tf.ensure_shape(tf.io.decode_jpeg(example["image/encoded"], channels=3), [patch_size, patch_size, 3])
+        viewed = {}
+    else:
+        corner, view = crop.draw(seeds)
+        image = _window(example["image/encoded"], patch_size, corner, crop.window)
+        boxes -= tf.cast(tf.tile(corner, [2]), tf.float32)
+        viewed = {"view": view}
     labels = tf.cast(example["image/object/class/label"], tf.int32)
     classes = labels[:max_boxes]
     missing = max_boxes - tf.size(classes)
     return {
-        "image": tf.ensure_shape(image, [patch_size, patch_size, 3]),
+        "image": image,
         "boxes": tf.ensure_shape(tf.pad(boxes, [[0, missing], [0, 0]]), [max_boxes, 4]),
         "classes": tf.ensure_shape(tf.pad(classes, [[0, missing]]), [max_boxes]),
         "objects": tf.size(labels),
         "patch_id": example["image/patch_id"],
+        **viewed,
     }
+
+
+def _window(encoded: tf.Tensor, patch_size: int, corner: tf.Tensor, side: int) -> tf.Tensor:
+    """Pixels uint8 [side, side, 3] of a picture, from a corner on: of a JPEG nothing else is transformed back."""
+
+    def jpeg() -> tf.Tensor:
+        picture = tf.io.extract_jpeg_shape(encoded)[:2]
+        with tf.control_dependencies([tf.debugging.assert_equal(picture, [patch_size, patch_size])]):
+            return tf.image.decode_and_crop_jpeg(encoded, tf.concat([corner, [side, side]], axis=0), channels=3)
+
+    def other() -> tf.Tensor:
+        whole = tf.ensure_shape(tf.io.decode_png(encoded, channels=3), [patch_size, patch_size, 3])
+        return tf.slice(whole, tf.concat([corner, [0]], axis=0), [side, side, 3])
+
+    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(encoded), jpeg, other), [side, side, 3])
 
 
 def labels(serialized: bytes) -> list[int]:
@@ -99,14 +129,16 @@ def read(
     max_boxes: int,
     training: bool,
     batch_size: int,
+    crop: Crop | None = None,
     seed: int = 0,
     start_step: int = 0,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Batches of the records of some files.
 
-    The order of training records is a function of the seed, the epoch and the list of files alone, so that a run that goes on at
-    `start_step` sees what it would have seen without the stop. Each epoch shows every record once.
+    The order of training records is a function of the seed, the epoch and the list of files alone, and the view of a record one
+    of the seed and its place in that order: a run that goes on at `start_step` sees what it would have seen without the stop.
+    Each epoch shows every record once.
 
     Several hosts share out the files, and each goes through its own, which may be more or fewer records than the others': in
     training its epochs are as long as its own files; in validation all hosts go on, with blank images, for as many steps as the
@@ -118,7 +150,8 @@ def read(
       max_boxes: see `decode`.
       training: shuffle and repeat for ever; otherwise one pass in order, filled up with blank images of patch_id -1.
       batch_size: global batch size.
-      seed: of the shuffle.
+      crop: of which each record shows a random view; by default whole patches.
+      seed: of the shuffle and of the views.
       start_step: steps already trained: their records are skipped, undecoded.
       context: the strategy's, for several replicas on one or several hosts.
 
@@ -150,11 +183,12 @@ def read(
         records = _shuffled(paths, seed, first_epoch, window).skip(skip)
     else:
         records = tf.data.TFRecordDataset(paths)
-    decoded = records.map(
-        lambda serialized: decode(serialized, patch_size, max_boxes),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+
+    def decoded_record(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        return decode(serialized, patch_size, max_boxes, crop, crops.seeds(seed, host, number) if crop else None)
+
+    numbered = records.enumerate(start_step * step_records)
+    decoded = numbered.map(decoded_record, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if not training:
         # Blank images fill the last step of all replicas: a partial batch would be another shape, and where one replica has no
         # batch, the batches of the others would be lost.

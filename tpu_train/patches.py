@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from survey import dataset, files
 from survey.errors import InputError
+from tpu_train import crop as crops
 from tpu_train import input as host
+from tpu_train.crop import Crop
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,15 @@ def wanted(folder: str, patch_ids: Sequence[int], split: str) -> list[Place]:
     return [found[patch_id] for patch_id in patch_ids]
 
 
-def read(folder: str, chosen: Sequence[Place], *, patch_size: int, max_boxes: int) -> dict[str, tf.Tensor]:
-    """One batch of these patches, with the values of `tpu_train.input.decode`, in this order."""
+def read(
+    folder: str, chosen: Sequence[Place], *, patch_size: int, max_boxes: int, crop: Crop | None = None, seed: int = 0
+) -> dict[str, tf.Tensor]:
+    """One batch of these patches, with the values of `tpu_train.input.decode`, in this order.
+
+    Views of a crop are numbered as those of the first batch of a run.
+    """
     decoded = []
-    for place in chosen:
+    for number, place in enumerate(chosen):
         record = next(iter(tf.data.TFRecordDataset(os.path.join(folder, place.shard)).skip(place.record).take(1)))
-        decoded.append(host.decode(record, patch_size, max_boxes))
+        decoded.append(host.decode(record, patch_size, max_boxes, crop, crops.seeds(seed, 0, number) if crop else None))
     return {name: tf.stack([one[name] for one in decoded]) for name in decoded[0]}

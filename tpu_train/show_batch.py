@@ -22,8 +22,8 @@ PROG = "rookery show-batch"
 class Options:
     """Draws the batch that `rookery train` trains on at a step, as the network gets it: cropped, turned, coloured.
 
-    Takes the flags of `rookery train`, too: give those of the run. Exactly its batch on one CPU or GPU; a TPU draws other random
-    numbers for the augmentation.
+    Takes the flags of `rookery train`, too: give those of the run. Exactly its batch on one CPU or GPU; a TPU sees the same crops
+    of the same patches, but turns and colours them otherwise.
 
     rookery show-batch --dataset survey/ --image_size 256 --step 100 --output batch.png
     """

@@ -20,6 +20,7 @@ from official.vision.tasks import retinanet as garden_task
 from survey.anchors import AnchorSpec
 from tpu_train import augment, pretrained, sources, targets, truncation
 from tpu_train import input as host
+from tpu_train.crop import Crop
 from tpu_train.models import backbones, efficientnet_lite, networks
 from tpu_train.optimizers import Rates
 from tpu_train.shards import Shard
@@ -190,7 +191,17 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         print(f"train: {pretrained.initialize(model, self.task_config.init).line()}", flush=True)
 
     def build_inputs(self, params: Data, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
-        """Batches of `tpu_train.input.read`."""
+        """Batches of `tpu_train.input.read`: of random views for training, of whole patches for validation."""
+        return self.read(params, self.crop if params.is_training else None, input_context)
+
+    @property
+    def crop(self) -> Crop:
+        """Of which every training image shows a view."""
+        config, varied = self.task_config, self.task_config.augmentation
+        return Crop(config.model.input_size[0], config.train_size, varied.scale_min, varied.scale_max)
+
+    def read(self, params: Data, crop: Crop | None, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+        """Batches of `tpu_train.input.read`, as a crop shows the patches; by default whole ones."""
         config = self.task_config
         return host.read(
             self.shards[sources.TRAINING if params.is_training else sources.VALIDATION],
@@ -198,10 +209,24 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             max_boxes=config.max_boxes,
             training=params.is_training,
             batch_size=params.global_batch_size,
+            crop=crop,
             seed=config.seed,
             start_step=self.start_step,
             context=input_context,
         )
+
+    def input_spec(self, batch_size: int, *, training: bool) -> dict[str, tf.TensorSpec]:
+        """Shapes and types of the batches that one replica gets, see `tpu_train.input.decode`."""
+        crop, boxes = self.crop, self.task_config.max_boxes
+        side = crop.window if training else crop.patch_size
+        spec = {
+            "image": tf.TensorSpec([batch_size, side, side, 3], tf.uint8),
+            "boxes": tf.TensorSpec([batch_size, boxes, 4], tf.float32),
+            "classes": tf.TensorSpec([batch_size, boxes], tf.int32),
+            "objects": tf.TensorSpec([batch_size], tf.int32),
+            "patch_id": tf.TensorSpec([batch_size], tf.int64),
+        }
+        return {**spec, "view": tf.TensorSpec([batch_size, 3], tf.float32)} if training else spec
 
     def create_optimizer(self, optimizer_config, runtime_config=None):  # type: ignore[no-untyped-def]
         """Model Garden's optimizer, with a rate of its own for the backbone where one is asked for."""
@@ -220,7 +245,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
         """What the model sees of a batch at a step.
 
         Args:
-          inputs: a batch of `tpu_train.input`.
+          inputs: a batch of `tpu_train.input` with views.
           step: int [], steps trained so far.
           replica: number of the replica, whose images vary differently.
         """
@@ -231,6 +256,7 @@ class RetinaNetTask(garden_task.RetinaNetTask):
             inputs["image"],
             inputs["boxes"],
             inputs["classes"],
+            inputs["view"],
             size=config.train_size,
             config=config.augmentation,
             seed=tf.random.experimental.stateless_fold_in(seed, replica),
