@@ -1,16 +1,16 @@
 """`rookery doctor`: is a dataset fit to train? Says so before a TPU is paid for, in the terminal and as one HTML page."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from survey import dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
 
 if TYPE_CHECKING:
-    from tpu_train import checks, doctor_page
+    from tpu_train import checks, doctor_page, fitness, inspection
 
 FIT, DOUBTFUL, UNFIT = 0, 1, 3  # exit codes; 2 is a wrong command line
 CASES = 5  # shown of each check in the terminal; the page shows more
@@ -40,29 +40,63 @@ class Options:
             raise InputError(f"--sample={self.sample}: must be 0 for all patches, or a number of patches")
 
 
+class Examination(NamedTuple):
+    """What was found in a dataset.
+
+    Attributes:
+      seen: what its records hold.
+      fit: of anchors to its objects.
+      verdicts: on everything.
+      image: pixels of the record of that number, None where they cannot be decoded.
+    """
+
+    seen: "inspection.Inspection"
+    fit: "fitness.Anchors"
+    verdicts: "list[checks.Check]"
+    image: "Callable[[int], doctor_page.Pixels | None]"
+
+
 def run(argv: Sequence[str]) -> int:
     """Examines a dataset; returns the exit code."""
     options, _ = flags.parse(Options, argv, prog="rookery doctor")
     data = dataset.read(options.dataset)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no lines about absent GPUs between ours
     # TensorFlow takes seconds to import: only now, when the command line is known to be right.
-    from tpu_train import checks, doctor_page, duplicates, fitness, inspection
+    from tpu_train import checks, doctor_page
 
-    seen = inspection.inspect(options.dataset, data, sample=options.sample, seed=options.seed)
-    reader = inspection.Reader(data.patch_size, max(1, data.statistics.max_objects_per_patch))
-
-    def image(i: int) -> "doctor_page.Pixels | None":
-        return reader.image(inspection.content(options.dataset, seen, i))
-
-    search = duplicates.search(seen.fingerprints, seen.split, seen.seen, seen.even, image)
-    fit = fitness.fit_anchors(options.dataset, data, seen)
-    verdicts = [*checks.of_records(options.dataset, data, seen), *fitness.of_content(options.dataset, data, seen, search, fit)]
-    page = doctor_page.render(options.dataset, data, seen, verdicts, fit, image, sample=options.sample, seed=options.seed)
+    found = examine(options.dataset, data, sample=options.sample, seed=options.seed)
+    verdicts, image = found.verdicts, found.image
+    page = doctor_page.render(
+        options.dataset, data, found.seen, verdicts, found.fit, image, sample=options.sample, seed=options.seed
+    )
     files.write(options.output, page.encode())
     print(terminal(verdicts))
     print(checks.headline(verdicts))
     print(f"open {options.output} ({len(page) / 1e6:.2f} MB, one file, needs no network)")
     return exit_code(checks.worst(verdicts), strict=options.strict)
+
+
+def examine(folder: str, data: dataset.Dataset, *, sample: int = 0, seed: int = 0) -> Examination:
+    """Reads a dataset and judges it.
+
+    Args:
+      folder: of the dataset.
+      data: its `dataset.json`.
+      sample: patches of each split whose pixels are decoded, 0 for all.
+      seed: of their choice.
+    """
+    from tpu_train import checks, duplicates, fitness, inspection
+
+    seen = inspection.inspect(folder, data, sample=sample, seed=seed)
+    reader = inspection.Reader(data.patch_size, max(1, data.statistics.max_objects_per_patch))
+
+    def image(i: int) -> "doctor_page.Pixels | None":
+        return reader.image(inspection.content(folder, seen, i))
+
+    search = duplicates.search(seen.fingerprints, seen.split, seen.seen, seen.even, image)
+    fit = fitness.fit_anchors(folder, data, seen)
+    verdicts = [*checks.of_records(folder, data, seen), *fitness.of_content(folder, data, seen, search, fit)]
+    return Examination(seen, fit, verdicts, image)
 
 
 def exit_code(severity: str, *, strict: bool) -> int:

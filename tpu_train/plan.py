@@ -13,6 +13,10 @@ from tpu_train.models import backbones
 if TYPE_CHECKING:
     from tpu_train.train import Options
 
+# What Model Garden's RetinaNet has where nothing is known of the objects (official/vision/configs/retinanet.py).
+GARDEN_ANCHORS = AnchorSpec(min_level=3, max_level=7, num_scales=3, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=4.0)
+COMMON_OBJECTS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -62,22 +66,16 @@ def make(options: "Options", data: dataset.Dataset) -> Plan:
         raise InputError(
             f"--max_boxes={options.max_boxes} would cut objects off: a patch holds {largest}; drop the flag to take that"
         )
-    spec = anchors.fit(data.statistics.box_sides_px)
-    given = {name: getattr(options, name) for name in ("min_level", "max_level", "anchor_size")}
-    spec = dataclasses.replace(spec, **{name: value for name, value in given.items() if value is not None})
+    spec = _with_flags(anchors.fit(data.statistics.box_sides_px), options)
     image_size = options.image_size or data.patch_size
-    backbones.check(
-        options.backbone,
-        min_level=spec.min_level,
-        max_level=spec.max_level,
-        image_sizes={f"--image_size={image_size}": image_size, f"the dataset's patch_size={data.patch_size}": data.patch_size},
-    )
-    backbones.check_init(options.backbone, options.init)
     if image_size > data.patch_size:
         raise InputError(
             f"--image_size={image_size} is larger than the dataset's patches of {data.patch_size} px: "
             f"shard again with --patch_size {image_size}, or drop the flag"
         )
+    _check_sizes(
+        options, spec, {f"--image_size={image_size}": image_size, f"the dataset's patch_size={data.patch_size}": data.patch_size}
+    )
     return Plan(
         image_size=image_size,
         patch_size=data.patch_size,
@@ -88,6 +86,47 @@ def make(options: "Options", data: dataset.Dataset) -> Plan:
         max_detections=max(100, math.ceil(2 * largest / 100) * 100),
         validate_every=options.validate_every or math.ceil(options.steps / 5),
     )
+
+
+def without_dataset(options: "Options", patch_size: int | None = None) -> Plan:
+    """The plan of a run whose dataset does not exist yet, so that its step can be compiled.
+
+    Args:
+      options: must say what a dataset would: image_size and num_classes. Anchors are Model Garden's, and there is room for
+        COMMON_OBJECTS objects a patch.
+      patch_size: side of the patches in pixels, that of the crops by default.
+
+    Raises:
+      InputError: a number is missing or cannot be.
+    """
+    for name in ("image_size", "num_classes"):
+        if getattr(options, name) is None:
+            raise InputError(f"--{name} is missing: give it, or --dataset, which knows it")
+    image_size = options.image_size or 0
+    patch_size = patch_size or image_size
+    if patch_size < image_size:
+        raise InputError(f"--patch_size={patch_size}: must be at least --image_size={image_size}: crops are cut out of patches")
+    spec = _with_flags(GARDEN_ANCHORS, options)
+    _check_sizes(options, spec, {f"--image_size={image_size}": image_size, f"--patch_size={patch_size}": patch_size})
+    return Plan(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_classes=options.num_classes or 0,
+        anchors=spec,
+        max_boxes=options.max_boxes or _with_margin(COMMON_OBJECTS),
+        max_detections=COMMON_OBJECTS,
+        validate_every=options.validate_every or math.ceil(options.steps / 5),
+    )
+
+
+def _with_flags(spec: AnchorSpec, options: "Options") -> AnchorSpec:
+    given = {name: getattr(options, name) for name in ("min_level", "max_level", "anchor_size")}
+    return dataclasses.replace(spec, **{name: value for name, value in given.items() if value is not None})
+
+
+def _check_sizes(options: "Options", spec: AnchorSpec, image_sizes: dict[str, int]) -> None:
+    backbones.check(options.backbone, min_level=spec.min_level, max_level=spec.max_level, image_sizes=image_sizes)
+    backbones.check_init(options.backbone, options.init)
 
 
 def _with_margin(objects: int) -> int:

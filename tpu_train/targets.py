@@ -57,10 +57,11 @@ def assign(
 
     positive = is_forced | (best_iou >= match_threshold)
     ignored = ~positive & (best_iou >= unmatched_threshold)
-    owner_boxes = tf.where(positive[..., None], tf.gather(boxes, owner, batch_dims=1), 0.0)
+    # Side by side, not box by box: a TPU pads the last dimension to 128, so rows of four took 32 times the memory, written twice.
+    sides = [tf.where(positive, tf.gather(side, owner, batch_dims=1), 0.0) for side in tf.unstack(boxes, axis=-1)]
     return Targets(
         classes=tf.where(positive, tf.gather(classes, owner, batch_dims=1), -1),
-        boxes=encode(owner_boxes, anchor_boxes),
+        boxes=encode(tf.stack(sides, axis=-1), anchor_boxes),
         class_weights=1.0 - tf.cast(ignored, tf.float32),
         box_weights=tf.cast(positive, tf.float32),
     )

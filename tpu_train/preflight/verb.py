@@ -1,0 +1,238 @@
+"""`rookery preflight`: compiles the steps of a training run for its TPU, without the TPU, and says what they will take."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from survey import dataset, files, flags
+from survey.errors import InputError
+from survey.flags import flag
+from tpu_train import doctor, hparams, plan, train
+from tpu_train.preflight import accelerators, compiler, examine, feed, fit, lint, roofline, sweep
+from tpu_train.preflight.accelerators import Slice
+from tpu_train.preflight.answers import Answers
+from tpu_train.preflight.examine import Examined
+
+if TYPE_CHECKING:
+    from official.core.config_definitions import ExperimentConfig
+
+PROG = "rookery preflight"
+GOOD, NOT_GOOD = 0, 3  # exit codes; 2 is a wrong command line
+STEPS = ("train", "predict", "both")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Compiles the steps of a training run with the TPU's own compiler, on this machine: do they fit, how fast can they be?
+
+    Takes the flags of `rookery train`, too: give those of the run, without --model_dir. Where there is no dataset yet, say
+    --image_size and --num_classes. Exit code: 0 good, 3 something does not compile, does not fit, or is an error of the dataset,
+    2 a wrong command line.
+
+    rookery preflight --accelerator v5litepod-8 --dataset survey/ --batch_size 64 --steps 20000 --price_per_chip_hour 1.2
+    """
+
+    accelerator: str = flag("slice to run on, as gcloud names its type: v5litepod-8")
+    dataset: str | None = flag("folder written by `rookery shard` (default: none yet)", default=None)
+    patch_size: int | None = flag("side of the patches in px, without a dataset (default: --image_size)", default=None)
+    global_batch_size: int | None = flag("images per step, over all replicas; the same as --batch_size", default=None)
+    step: str = flag("what to compile: the training step, that of an exported model, or both", default="both", choices=STEPS)
+    max_batch: bool = flag("also search the largest batch of the training step that fits: up to 8 compiles", default=False)
+    sweep: str | None = flag("compile the training step for several sizes instead: image_size=416,512,608,800", default=None)
+    output: str = flag("folder for the table and the picture of --sweep", default="preflight")
+    json: str | None = flag("also write all answers to this file", default=None)
+    input_rate: str | None = flag(
+        "what `benchmarks/input_pipeline.py --json` wrote here: says whether hosts can feed it", default=None
+    )
+    price_per_chip_hour: float | None = flag("of the slice, in any currency: says what the job costs", default=None)
+    doctor: bool = flag("also read the dataset as `rookery doctor` does", default=True)
+    timeout: float = flag("seconds for one compile", default=3600.0)
+    cache: str | None = flag("folder of compiles already done (default: rookery/preflight in the user's cache)", default=None)
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise InputError(f"--timeout={self.timeout}: must be above 0 seconds")
+        if self.price_per_chip_hour is not None and not 0 <= self.price_per_chip_hour < float("inf"):
+            raise InputError(f"--price_per_chip_hour={self.price_per_chip_hour}: must be 0 or more")
+        if self.dataset is not None and self.patch_size is not None:
+            raise InputError(f"--patch_size={self.patch_size}: the patches of --dataset have their size; drop the flag")
+        if self.sweep is not None and (self.max_batch or self.json):
+            raise InputError("--sweep compiles the training step alone, into --output: drop --max_batch and --json, or --sweep")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Answers for a run; returns the exit code."""
+    options, rest = flags.parse(Options, argv, prog=PROG, passthrough=True)
+    training = _of_training(options, rest)
+    where = accelerators.parse(options.accelerator)
+    rate = feed.read(options.input_rate) if options.input_rate else None
+    swept = sweep.parse(options.sweep) if options.sweep else None
+    compiler.versions()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no lines about absent GPUs between ours
+    if swept:
+        return _sweep(options, training, where, swept)
+    settled = _settled(options, training)
+    config = _configured(training, settled)
+    answers = _answers(options, training, settled, config, where, rate)
+    print(answers.text())
+    if options.json:
+        files.write_json(options.json, answers.as_dict())
+    return GOOD if answers.good else NOT_GOOD
+
+
+def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
+    """The options of the run in question.
+
+    Raises:
+      InputError: a flag that neither verb has, or a value that training refuses.
+    """
+    ours = [f"--dataset={options.dataset or ''}", "--model_dir="]
+    if options.global_batch_size is not None:
+        ours.append(f"--batch_size={options.global_batch_size}")
+    known = flags.names(train.Options)
+    training, unknown = flags.parse(train.Options, [*hparams.expanded(rest, known), *ours], prog=PROG, passthrough=True)
+    flags.refuse_unknown(unknown, [*flags.names(Options), *known], prog=PROG)
+    return training
+
+
+def _settled(options: Options, training: train.Options) -> plan.Plan:
+    if options.dataset:
+        return plan.make(training, dataset.read(options.dataset))
+    return plan.without_dataset(training, options.patch_size)
+
+
+def _configured(training: train.Options, settled: plan.Plan) -> "ExperimentConfig":
+    from tpu_train import configure  # TensorFlow takes seconds to import: only when the command line is known to be right
+
+    return configure.experiment(training, settled)
+
+
+def _title(training: train.Options, settled: plan.Plan, where: Slice) -> str:
+    crops = f"{settled.image_size} px"
+    if settled.image_size != settled.patch_size:
+        crops += f" crops of {settled.patch_size} px patches"
+    per_replica = training.batch_size / where.replicas
+    chips = f"{where.chips} chip{'s' * (where.chips > 1)} {where.chip.generation}"
+    return (
+        f"{training.model}, {training.backbone}, {crops}, {settled.num_classes} classes, {training.batch_size} images a step "
+        f"({per_replica:g} a replica), on {where.accelerator_type}: {chips}"
+    )
+
+
+def _cache(options: Options) -> Path:
+    if options.cache:
+        return Path(options.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"
+
+
+def _answers(
+    options: Options,
+    training: train.Options,
+    settled: plan.Plan,
+    config: "ExperimentConfig",
+    where: Slice,
+    rate: feed.Rate | None,
+) -> Answers:
+    progress = examine.Progress()
+
+    def examined(config: "ExperimentConfig", step: str) -> Examined:
+        found = examine.examine(
+            config, where, step, cache=_cache(options), timeout_s=options.timeout, progress=progress
+        )  # fmt: skip
+        progress.end()
+        return found
+
+    findings = _of_dataset(options, training, where)
+    names = ("train", "predict") if options.step == "both" else (options.step,)
+    steps = {name: examined(config, name) for name in names}
+    for found in steps.values():
+        findings += lint.check(found.lowered.operations, hosts=where.hosts)
+    largest = None
+    if options.max_batch:
+
+        def tried(batch: int) -> fit.Tried:
+            found = examined(_with_batch(training, settled, batch * where.replicas), "train")
+            if isinstance(found.outcome, compiler.Refused) and found.outcome.reason != "memory":
+                raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
+            return fit.Tried(batch, found.hbm_bytes, found.compiles)
+
+        start = max(1, training.batch_size // where.replicas)
+        largest = fit.largest(tried, start=start, capacity_bytes=where.chip.hbm_bytes)
+    job = reduction = host = None
+    trained = steps.get("train")
+    if trained is not None:
+        reduction = roofline.all_reduce(trained.lowered.trainable_bytes, where)
+        if trained.bound is not None:
+            if rate is not None:
+                decode = rate.at(settled.patch_size)
+                host = roofline.host(trained.bound, where, decode_images_per_s=decode, cores=where.host_cores)
+            price = options.price_per_chip_hour
+            job = roofline.job(trained.bound, reduction, where, steps=training.steps, feed=host, price_per_chip_hour=price)
+    return Answers(
+        title=_title(training, settled, where),
+        slice=where,
+        steps=steps,
+        findings=tuple(dict.fromkeys(findings)),
+        reduction=reduction,
+        host=host,
+        rate=rate,
+        job=job,
+        training_steps=training.steps,
+        currency_per_chip_hour=options.price_per_chip_hour,
+        largest=largest,
+    )
+
+
+def _with_batch(training: train.Options, settled: plan.Plan, batch_size: int) -> "ExperimentConfig":
+    return _configured(dataclasses.replace(training, batch_size=batch_size), settled)
+
+
+def _of_dataset(options: Options, training: train.Options, where: Slice) -> list[lint.Finding]:
+    """What is the matter with the dataset: whether hosts can share its files, and what `rookery doctor` finds."""
+    if not options.dataset:
+        return []
+    data = dataset.read(options.dataset)
+    records = [shard.records for shard in data.splits[training.train_split]]
+    findings = lint.check_files(records, hosts=where.hosts, batch_size=training.batch_size)
+    if options.doctor and "://" not in options.dataset:
+        for check in doctor.examine(options.dataset, data).verdicts:
+            if check.severity in lint.SEVERITIES:
+                found = lint.Finding(check.severity, check.found, f"doctor, {check.name}", check.remedy)
+                findings.append(found)
+    return findings
+
+
+def _sweep(options: Options, training: train.Options, where: Slice, swept: sweep.Sweep) -> int:
+    """Compiles the training step for every value; writes table and picture."""
+    if swept.name == "image_size" and options.dataset is None and training.max_level is None:
+        level = sweep.common_level(swept.values, plan.GARDEN_ANCHORS.max_level)
+        training = dataclasses.replace(training, max_level=level)
+    runs = [
+        dataclasses.replace(training, image_size=value)
+        if swept.name == "image_size"
+        else dataclasses.replace(training, batch_size=value)
+        for value in swept.values
+    ]
+    plans = [_settled(options, each) for each in runs]  # all of them before any work starts
+    configs = [_configured(*pair) for pair in zip(runs, plans, strict=True)]
+    progress, found = examine.Progress(), {}
+    for value, config in zip(swept.values, configs, strict=True):
+        found[value] = examine.examine(
+            config, where, "train", cache=_cache(options), timeout_s=options.timeout, progress=progress
+        )  # fmt: skip
+        progress.end()
+    levels = f"levels {configs[0].task.model.min_level} to {configs[0].task.model.max_level}"
+    title = f"{training.model}, {training.backbone}, {levels}, the training step on {where.accelerator_type}"
+    picture = os.path.join(options.output, sweep.PICTURE)
+    files.write(os.path.join(options.output, sweep.TABLE), sweep.as_csv(swept.name, found))
+    files.write(picture, sweep.picture(swept.name, found, where, title))
+    print(f"preflight: {title}\n\n{sweep.text(swept.name, found, where)}\n\nopen {picture}")
+    broken = [each for each in found.values() if isinstance(each.outcome, compiler.Refused) and each.outcome.reason != "memory"]
+    return NOT_GOOD if broken else GOOD
+
+
+if __name__ == "__main__":
+    flags.exit_with(run)
