@@ -11,7 +11,7 @@ import rookery
 from survey import flags
 
 ROOT = Path(__file__).parent.parent
-PASSES_FLAGS_ON = {"shard", "predict", "show-batch"}
+PASSES_FLAGS_ON = {"shard", "predict", "preflight", "show-batch"}
 
 
 def commands() -> list[str]:

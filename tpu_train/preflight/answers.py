@@ -23,7 +23,7 @@ class Answers:
       title: what was examined, for people.
       slice: that it would run on.
       steps: examined, by name.
-      findings: of lint on all of them, and on the dataset's files.
+      findings: of lint on all of them and on the dataset's files, and of `rookery doctor`; people have seen them already.
       reduction: of the gradients; None without a training step.
       host: what the hosts must decode; None where the training step does not compile, or no rate was given.
       rate: that was measured here.
@@ -85,7 +85,7 @@ class Answers:
         names = list(dict.fromkeys(name for each in columns for name in each))
         rows = [[name, *(each.get(name, "") for each in columns)] for name in names]
         lines = [f"preflight: {self.title}", "", *table(["", *self.steps], rows)]
-        lines += ["", *self._job(), *(f"{finding.severity}: {finding.line()}" for finding in self.findings)]
+        lines += ["", *self._job()]
         lines += [f"error: {refusal(step)}" for step in self.steps.values() if not step.compiles]
         verdict = "good: this step runs on this chip, and fits" if self.good else "not good: see the errors above"
         return "\n".join([*lines, verdict])
@@ -119,8 +119,8 @@ class Answers:
             )
         images = training.lowered.batch * where.replicas
         lines.append(
-            f"job: {self.training_steps:,} steps of {images} images take {duration(job.hours)} at least ({job.limit} is the limit), "
-            f"{job.chip_hours:.2f} chip-hours"
+            f"job: {self.training_steps:,} steps of {images} images take {duration(job.hours)} at least, {job.limit} being the "
+            f"limit, and {job.chip_hours:.2f} chip-hours"
             + (f", {job.money:,.2f} at {self.currency_per_chip_hour:g} a chip-hour" if job.money is not None else "")
             + "; compiling, validation and checkpoints come on top"
         )
@@ -160,11 +160,11 @@ def column(step: Examined, where: Slice) -> dict[str, str]:
 def refusal(step: Examined) -> str:
     """Why a step does not compile."""
     assert isinstance(step.outcome, Refused)
-    at = f" (at {step.outcome.source})" if step.outcome.source else ""
+    at = f" (at {step.outcome.source})." if step.outcome.source else "."
     remedy = ""
     if step.outcome.reason == "memory":
         remedy = " Smaller batches and more chips take less of each: --max_batch says how many images fit."
-    return f"the {step.step} step does not compile: {step.outcome.message}{at}{remedy}"
+    return f"the {step.step} step does not compile: {step.outcome.message.removesuffix('.')}{at}{remedy}"
 
 
 def size(count: float) -> str:

@@ -86,7 +86,14 @@ def row_as_dict(row: Row) -> dict[str, Any]:
 
 
 def examine(
-    config: "ExperimentConfig", slice_: Slice, step: str, *, cache: Path, timeout_s: float, progress: Callable[[str, float], None]
+    config: "ExperimentConfig",
+    slice_: Slice,
+    step: str,
+    *,
+    cache: Path,
+    timeout_s: float,
+    progress: Callable[[str, float], None],
+    look: "Callable[[Lowered], None] | None" = None,
 ) -> Examined:
     """Lowers a step and compiles it for a chip of the slice.
 
@@ -97,6 +104,7 @@ def examine(
       cache: folder of remembered answers.
       timeout_s: for the compiler.
       progress: told what is being done, and for how many seconds.
+      look: is given the step before it is compiled, which takes minutes.
 
     Raises:
       InputError: the configuration cannot be lowered, the compiler is not installed, or the time is over.
@@ -105,6 +113,8 @@ def examine(
 
     progress(f"{step}: lowering", 0.0)
     lowered = lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=COMPUTE_TYPES[step])
+    if look is not None:
+        look(lowered)
     outcome = compiler.compile(
         lowered.stablehlo,
         slice_.chip.topology,

@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ _ENVIRONMENT = {
 # On v4 the two cores of a chip work as one device when asked; v5p does so of itself, v2 and v3 cannot.
 _OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 _PLAIN_WORDS = {"call", "case", "custom_call", "func", "module", "return"}  # kinds of operation that a message may use as words
+_KEPT = frozenset(
+    {
+        "batch_norm_training",
+        "convolution",
+        "dot",
+        "dot_general",
+        "gather",
+        "reduce_window",
+        "scatter",
+        "select_and_scatter",
+        "sort",
+    }
+)  # results that are written to memory; others are mostly parts of a fusion
 _HLO_NAME = re.compile(r"[\w\-]+\.\d+")  # "add.6006": a name of XLA's own, not a TensorFlow op's
 
 
@@ -139,11 +152,19 @@ def _suspect(module: Any, error: str) -> str:
 
 
 def _largest(module: Any) -> dict[str, Any] | None:
-    """The largest array of the module as it came, before operations are fused, among those that a TensorFlow op made."""
+    """The largest array of the module as it came, before operations are fused, among those that a TensorFlow op made.
+
+    Of operations whose results are kept where there are any: what is computed element by element is mostly never written.
+    """
+    kept = [operation for operation in _walk(module.body) if operation.name.partition(".")[2] in _KEPT]
+    return _largest_of(kept) or _largest_of(_walk(module.body))
+
+
+def _largest_of(operations: Iterable[Any]) -> dict[str, Any] | None:
     from jaxlib.mlir import ir
 
     best: dict[str, Any] | None = None
-    for operation in _walk(module.body):
+    for operation in operations:
         for result in operation.results:
             if not isinstance(result.type, ir.RankedTensorType) or not result.type.has_static_shape:
                 continue

@@ -105,14 +105,16 @@ def picture(name: str, found: Mapping[int, Examined], where: Slice, title: str) 
     known = {value: step for value, step in found.items() if step.hbm_bytes}
     fit = {value: step for value, step in known.items() if step.bound is not None}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), dpi=120, layout="constrained")
-    left.plot(known, [step.hbm_bytes / GIB for step in known.values()], "o-", color="#0072b2")
+    left.plot(list(known), [step.hbm_bytes / GIB for step in known.values()], "o-", color="#0072b2")
     refused = [value for value in known if value not in fit]
     left.plot(refused, [known[value].hbm_bytes / GIB for value in refused], "x", color="#d55e00", markersize=12, mew=2)
     left.axhline(capacity, color="#d55e00", linestyle="--")
     left.annotate(f"{where.chip.generation} has {capacity:.2f} GiB", (0.02, capacity), xycoords=("axes fraction", "data"),
                   va="bottom", color="#d55e00")  # fmt: skip
     left.set(xlabel=_axis(name), ylabel="GiB of HBM, one replica", ylim=(0, None))
-    right.plot(fit, [step.bound.images_per_s * where.chip.devices for step in fit.values() if step.bound], "o-", color="#009e73")
+    right.plot(
+        list(fit), [step.bound.images_per_s * where.chip.devices for step in fit.values() if step.bound], "o-", color="#009e73"
+    )
     right.set(xlabel=_axis(name), ylabel="images/s a chip, at most", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks(list(found))

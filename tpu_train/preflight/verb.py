@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from tpu_train.preflight.examine import Examined
 
 if TYPE_CHECKING:
     from official.core.config_definitions import ExperimentConfig
+
+    from tpu_train.preflight.lowering import Lowered
 
 PROG = "rookery preflight"
 GOOD, NOT_GOOD = 0, 3  # exit codes; 2 is a wrong command line
@@ -75,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     if swept:
         return _sweep(options, training, where, swept)
     settled = _settled(options, training)
-    config = _configured(training, settled)
+    config = _configured(training, settled, where)
     answers = _answers(options, training, settled, config, where, rate)
     print(answers.text())
     if options.json:
@@ -104,9 +106,11 @@ def _settled(options: Options, training: train.Options) -> plan.Plan:
     return plan.without_dataset(training, options.patch_size)
 
 
-def _configured(training: train.Options, settled: plan.Plan) -> "ExperimentConfig":
-    from tpu_train import configure  # TensorFlow takes seconds to import: only when the command line is known to be right
+def _configured(training: train.Options, settled: plan.Plan, where: Slice) -> "ExperimentConfig":
+    # TensorFlow takes seconds to import: only when the command line is known to be right.
+    from tpu_train import configure, strategy
 
+    strategy.check_batch("--batch_size", training.batch_size, where.replicas)
     return configure.experiment(training, settled)
 
 
@@ -137,24 +141,36 @@ def _answers(
     rate: feed.Rate | None,
 ) -> Answers:
     progress = examine.Progress()
+    findings: list[lint.Finding] = []
 
-    def examined(config: "ExperimentConfig", step: str) -> Examined:
-        found = examine.examine(
-            config, where, step, cache=_cache(options), timeout_s=options.timeout, progress=progress
-        )  # fmt: skip
+    def say(new: Sequence[lint.Finding]) -> None:
+        progress.end()
+        for finding in new:
+            print(f"{finding.severity}: {finding.line()}", flush=True)
+        findings.extend(new)
+
+    def look(lowered: "Lowered") -> None:
+        if lowered.step == "train":
+            batch_size = lowered.batch * where.replicas
+            say(lint.check(lowered.operations, hosts=where.hosts, batch_size=batch_size, records=_records(options, training)))
+        else:
+            say(lint.check_step(lowered.operations))
+
+    def examined(config: "ExperimentConfig", step: str, look: "Callable[[Lowered], None] | None" = None) -> Examined:
+        cache, timeout_s = _cache(options), options.timeout
+        found = examine.examine(config, where, step, cache=cache, timeout_s=timeout_s, progress=progress, look=look)
         progress.end()
         return found
 
-    findings = _of_dataset(options, training, where)
+    say(_of_doctor(options))
     names = ("train", "predict") if options.step == "both" else (options.step,)
-    steps = {name: examined(config, name) for name in names}
-    for found in steps.values():
-        findings += lint.check(found.lowered.operations, hosts=where.hosts)
+    steps = {name: examined(config, name, look) for name in names}
     largest = None
     if options.max_batch:
 
         def tried(batch: int) -> fit.Tried:
-            found = examined(_with_batch(training, settled, batch * where.replicas), "train")
+            larger = dataclasses.replace(training, batch_size=batch * where.replicas)
+            found = examined(_configured(larger, settled, where), "train")
             if isinstance(found.outcome, compiler.Refused) and found.outcome.reason != "memory":
                 raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
             return fit.Tried(batch, found.hbm_bytes, found.compiles)
@@ -175,7 +191,7 @@ def _answers(
         title=_title(training, settled, where),
         slice=where,
         steps=steps,
-        findings=tuple(dict.fromkeys(findings)),
+        findings=tuple(findings),
         reduction=reduction,
         host=host,
         rate=rate,
@@ -186,23 +202,23 @@ def _answers(
     )
 
 
-def _with_batch(training: train.Options, settled: plan.Plan, batch_size: int) -> "ExperimentConfig":
-    return _configured(dataclasses.replace(training, batch_size=batch_size), settled)
-
-
-def _of_dataset(options: Options, training: train.Options, where: Slice) -> list[lint.Finding]:
-    """What is the matter with the dataset: whether hosts can share its files, and what `rookery doctor` finds."""
+def _records(options: Options, training: train.Options) -> list[int]:
+    """Of each file of the training split; none where there is no dataset yet."""
     if not options.dataset:
         return []
-    data = dataset.read(options.dataset)
-    records = [shard.records for shard in data.splits[training.train_split]]
-    findings = lint.check_files(records, hosts=where.hosts, batch_size=training.batch_size)
-    if options.doctor and "://" not in options.dataset:
-        for check in doctor.examine(options.dataset, data).verdicts:
-            if check.severity in lint.SEVERITIES:
-                found = lint.Finding(check.severity, check.found, f"doctor, {check.name}", check.remedy)
-                findings.append(found)
-    return findings
+    return [shard.records for shard in dataset.read(options.dataset).splits[training.train_split]]
+
+
+def _of_doctor(options: Options) -> list[lint.Finding]:
+    """What `rookery doctor` finds in the dataset that is more than a note; it reads local ones only."""
+    if not options.dataset or not options.doctor or "://" in options.dataset:
+        return []
+    verdicts = doctor.examine(options.dataset, dataset.read(options.dataset)).verdicts
+    return [
+        lint.Finding(check.severity, check.found, f"doctor, {check.name}", check.remedy)
+        for check in verdicts
+        if check.severity in lint.SEVERITIES
+    ]
 
 
 def _sweep(options: Options, training: train.Options, where: Slice, swept: sweep.Sweep) -> int:
@@ -217,7 +233,7 @@ def _sweep(options: Options, training: train.Options, where: Slice, swept: sweep
         for value in swept.values
     ]
     plans = [_settled(options, each) for each in runs]  # all of them before any work starts
-    configs = [_configured(*pair) for pair in zip(runs, plans, strict=True)]
+    configs = [_configured(*pair, where) for pair in zip(runs, plans, strict=True)]
     progress, found = examine.Progress(), {}
     for value, config in zip(swept.values, configs, strict=True):
         found[value] = examine.examine(

@@ -1,0 +1,64 @@
+"""The largest batch is found in few compiles, and is what a search one by one would find."""
+
+import pytest
+
+from tpu_train.preflight import fit
+from tpu_train.preflight.fit import Largest, Tried
+
+
+def memory(fixed: int, each: int, capacity: int, *, bend: float = 0.0):
+    """A chip in which a batch takes `fixed + each * batch`, a little more where it bends; and the batches that were asked for."""
+    asked: list[int] = []
+
+    def compiled(batch: int) -> Tried:
+        asked.append(batch)
+        taken = int(fixed + each * batch * (1 + bend * batch))
+        return Tried(batch, taken, taken <= capacity)
+
+    return compiled, asked
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "capacity", "start", "expected"),
+    [
+        # (1000 - 100) / 10 = 90 images: 88 is the multiple of eight, 96 do not fit.
+        (100, 10, 1000, 8, 88),
+        # (1000 - 400) / 100 = 6 images: below eight each counts.
+        (400, 100, 1000, 1, 6),
+        (400, 100, 1000, 64, 6),
+        (900, 200, 1000, 4, 0),  # not even one
+        # (1000 - 200) / 100 = 8: exactly full is full.
+        (200, 100, 1000, 3, 8),
+    ],
+)
+def test_finds_it(fixed: int, each: int, capacity: int, start: int, expected: int) -> None:
+    compiled, asked = memory(fixed, each, capacity)
+    found = fit.largest(compiled, start=start, capacity_bytes=capacity)
+    assert found.batch == expected
+    assert found.exact
+    assert found.refused == fit.above(expected)
+    assert asked == [each.batch for each in found.tried]
+    assert len(set(asked)) == len(asked) <= 5
+
+
+def test_a_line_that_bends_takes_a_few_more() -> None:
+    """A batch b takes 100 + 10 b (1 + b / 500): at 72 images 924, at 80 images 1,028."""
+    compiled, asked = memory(100, 10, 1000, bend=1 / 500)
+    found = fit.largest(compiled, start=8, capacity_bytes=1000)
+    assert (found.batch, found.refused) == (72, 80)
+    assert len(asked) <= fit.COMPILES
+
+
+def test_sizes_that_the_compiler_does_not_say() -> None:
+    """Refusals without sizes: doubling up to the first, then a line through what fits."""
+
+    def compiled(batch: int) -> Tried:
+        return Tried(batch, 0 if batch > 40 else 100 + 20 * batch, batch <= 40)
+
+    assert fit.largest(compiled, start=8, capacity_bytes=900).batch == 40
+
+
+def test_what_was_not_tried_is_not_claimed() -> None:
+    assert not Largest(16, 32, ()).exact
+    assert Largest(0, 1, ()).line() == "none: 1 image a replica does not fit"
+    assert Largest(0, 8, ()).line() == "none: 8 images a replica do not fit"
