@@ -84,7 +84,10 @@ class Answers:
         columns = [column(step, self.slice) for step in self.steps.values()]
         names = list(dict.fromkeys(name for each in columns for name in each))
         rows = [[name, *(each.get(name, "") for each in columns)] for name in names]
-        lines = [f"preflight: {self.title}", "", *table(["", *self.steps], rows)]
+        chip = self.slice.chip
+        peaks = f"{chip.peak_flops / 1e12:g} TFLOP/s in bfloat16, {chip.hbm_bytes_per_s / 1e9:,.0f} GB/s of HBM"
+        lines = [f"preflight: {self.title}", f"{chip.generation}: {peaks} ({chip.source})"]
+        lines += ["", *table(["", *self.steps], rows)]
         lines += ["", *self._job()]
         lines += [f"error: {refusal(step)}" for step in self.steps.values() if not step.compiles]
         verdict = "good: this step runs on this chip, and fits" if self.good else "not good: see the errors above"
