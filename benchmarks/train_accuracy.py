@@ -51,7 +51,7 @@ class Task:
 
 TASKS = {
     "neon": Task(416, 256, 416, 500, ("--config=tpu_train/configs/retinanet_lite0_cpu.yaml",), (0.7, 1.4)),
-    "bccd": Task(640, 320, 320, 1000, ("--config=tpu_train/configs/retinanet_lite0_bccd.yaml",), (0.8, 1.25)),
+    "bccd": Task(640, 256, 320, 1000, ("--config=tpu_train/configs/retinanet_lite0_bccd.yaml",), (0.8, 1.25)),
 }
 
 
