@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpu_train.preflight import compiler, hlo, roofline, traffic
 from tpu_train.preflight.accelerators import Slice
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COMPUTE_TYPES = {"train": "mixed_bfloat16", "predict": "float32"}  # of a TPU's training; of an exported model
 LARGEST = 12  # instructions that an answer names
+Look = Callable[["Lowered"], None]
 QUIET_S = 30.0  # between two lines of progress where they cannot overwrite each other
 
 
@@ -80,6 +81,20 @@ class Examined:
         }
 
 
+class Compiling(NamedTuple):
+    """How to compile.
+
+    Attributes:
+      cache: folder of remembered answers.
+      timeout_s: for one compile.
+      progress: told what is being done, and for how many seconds.
+    """
+
+    cache: Path
+    timeout_s: float
+    progress: Callable[[str, float], None]
+
+
 def row_as_dict(row: Row) -> dict[str, Any]:
     """What an instruction moves, for JSON."""
     return {"bytes": row.bytes, "opcode": row.opcode, "name": row.name, "op_name": row.op_name, "times": row.times}
@@ -89,11 +104,8 @@ def examine(
     config: "ExperimentConfig",
     slice_: Slice,
     step: str,
-    *,
-    cache: Path,
-    timeout_s: float,
-    progress: Callable[[str, float], None],
-    look: "Callable[[Lowered], None] | None" = None,
+    how: Compiling,
+    look: Look,
 ) -> Examined:
     """Lowers a step and compiles it for a chip of the slice.
 
@@ -101,9 +113,7 @@ def examine(
       config: of the experiment; its global batches are shared out among the replicas of the slice.
       slice_: what it is to run on.
       step: "train" or "predict", see `lowering.lower`.
-      cache: folder of remembered answers.
-      timeout_s: for the compiler.
-      progress: told what is being done, and for how many seconds.
+      how: to compile.
       look: is given the step before it is compiled, which takes minutes.
 
     Raises:
@@ -111,16 +121,15 @@ def examine(
     """
     from tpu_train.preflight import lowering  # TensorFlow
 
-    progress(f"{step}: lowering", 0.0)
+    how.progress(f"{step}: lowering", 0.0)
     lowered = lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=COMPUTE_TYPES[step])
-    if look is not None:
-        look(lowered)
+    look(lowered)
     outcome = compiler.compile(
         lowered.stablehlo,
         slice_.chip.topology,
-        cache=cache,
-        timeout_s=timeout_s,
-        progress=lambda seconds: progress(f"{step}: compiling, {lowered.batch} images a replica", seconds),
+        cache=how.cache,
+        timeout_s=how.timeout_s,
+        progress=lambda seconds: how.progress(f"{step}: compiling, {lowered.batch} images a replica", seconds),
         sources=lowered.sources,
     )
     if isinstance(outcome, Refused):

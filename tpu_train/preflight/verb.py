@@ -2,24 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from survey import dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
 from tpu_train import doctor, hparams, plan, train
-from tpu_train.preflight import accelerators, compiler, examine, feed, fit, lint, roofline, sweep
-from tpu_train.preflight.accelerators import Slice
+from tpu_train.preflight import accelerators, compiler, feed, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
-from tpu_train.preflight.examine import Examined
-
-if TYPE_CHECKING:
-    from official.core.config_definitions import ExperimentConfig
-
-    from tpu_train.preflight.lowering import Lowered
+from tpu_train.preflight.inquiry import Inquiry
 
 PROG = "rookery preflight"
 GOOD, NOT_GOOD = 0, 3  # exit codes; 2 is a wrong command line
@@ -74,11 +68,10 @@ def run(argv: Sequence[str]) -> int:
     swept = sweep.parse(options.sweep) if options.sweep else None
     compiler.versions()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no lines about absent GPUs between ours
+    inquiry = Inquiry(where, cache=_cache(options), timeout_s=options.timeout)
     if swept:
-        return _sweep(options, training, where, swept)
-    settled = _settled(options, training)
-    config = _configured(training, settled, where)
-    answers = _answers(options, training, settled, config, where, rate)
+        return _sweep(options, training, inquiry, swept)
+    answers = _answers(options, training, inquiry, rate)
     print(answers.text())
     if options.json:
         files.write_json(options.json, answers.as_dict())
@@ -100,83 +93,28 @@ def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
     return training
 
 
-def _settled(options: Options, training: train.Options) -> plan.Plan:
-    if options.dataset:
-        return plan.make(training, dataset.read(options.dataset))
-    return plan.without_dataset(training, options.patch_size)
-
-
-def _configured(training: train.Options, settled: plan.Plan, where: Slice) -> "ExperimentConfig":
-    # TensorFlow takes seconds to import: only when the command line is known to be right.
-    from tpu_train import configure, strategy
-
-    strategy.check_batch("--batch_size", training.batch_size, where.replicas)
-    return configure.experiment(training, settled)
-
-
-def _title(training: train.Options, settled: plan.Plan, where: Slice) -> str:
-    crops = f"{settled.image_size} px"
-    if settled.image_size != settled.patch_size:
-        crops += f" crops of {settled.patch_size} px patches"
-    per_replica = training.batch_size / where.replicas
-    chips = f"{where.chips} chip{'s' * (where.chips > 1)} {where.chip.generation}"
-    return (
-        f"{training.model}, {training.backbone}, {crops}, {settled.num_classes} classes, {training.batch_size} images a step "
-        f"({per_replica:g} a replica), on {where.accelerator_type}: {chips}"
-    )
-
-
 def _cache(options: Options) -> Path:
     if options.cache:
         return Path(options.cache)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"
 
 
-def _answers(
-    options: Options,
-    training: train.Options,
-    settled: plan.Plan,
-    config: "ExperimentConfig",
-    where: Slice,
-    rate: feed.Rate | None,
-) -> Answers:
-    progress = examine.Progress()
-    findings: list[lint.Finding] = []
+def _settled(options: Options, training: train.Options) -> plan.Plan:
+    if options.dataset:
+        return plan.make(training, dataset.read(options.dataset))
+    return plan.without_dataset(training, options.patch_size)
 
-    def say(new: Sequence[lint.Finding]) -> None:
-        progress.end()
-        for finding in new:
-            print(f"{finding.severity}: {finding.line()}", flush=True)
-        findings.extend(new)
 
-    def look(lowered: "Lowered") -> None:
-        if lowered.step == "train":
-            batch_size = lowered.batch * where.replicas
-            say(lint.check(lowered.operations, hosts=where.hosts, batch_size=batch_size, records=_records(options, training)))
-        else:
-            say(lint.check_step(lowered.operations))
-
-    def examined(config: "ExperimentConfig", step: str, look: "Callable[[Lowered], None] | None" = None) -> Examined:
-        cache, timeout_s = _cache(options), options.timeout
-        found = examine.examine(config, where, step, cache=cache, timeout_s=timeout_s, progress=progress, look=look)
-        progress.end()
-        return found
-
-    say(_of_doctor(options))
+def _answers(options: Options, training: train.Options, inquiry: Inquiry, rate: feed.Rate | None) -> Answers:
+    settled, where = _settled(options, training), inquiry.slice
+    inquiry.configured(training, settled)  # refuses what cannot be before anything is read
+    records: list[int] = []
+    if options.dataset:
+        records = [shard.records for shard in dataset.read(options.dataset).splits[training.train_split]]
+        inquiry.say(_of_doctor(options))
     names = ("train", "predict") if options.step == "both" else (options.step,)
-    steps = {name: examined(config, name, look) for name in names}
-    largest = None
-    if options.max_batch:
-
-        def tried(batch: int) -> fit.Tried:
-            larger = dataclasses.replace(training, batch_size=batch * where.replicas)
-            found = examined(_configured(larger, settled, where), "train")
-            if isinstance(found.outcome, compiler.Refused) and found.outcome.reason != "memory":
-                raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
-            return fit.Tried(batch, found.hbm_bytes, found.compiles)
-
-        start = max(1, training.batch_size // where.replicas)
-        largest = fit.largest(tried, start=start, capacity_bytes=where.chip.hbm_bytes)
+    steps = {name: inquiry.ask(training, settled, name, records=records) for name in names}
+    largest = inquiry.largest_batch(training, settled) if options.max_batch else None
     job = reduction = host = None
     trained = steps.get("train")
     if trained is not None:
@@ -191,7 +129,7 @@ def _answers(
         title=_title(training, settled, where),
         slice=where,
         steps=steps,
-        findings=tuple(findings),
+        findings=tuple(inquiry.findings),
         reduction=reduction,
         host=host,
         rate=rate,
@@ -202,11 +140,16 @@ def _answers(
     )
 
 
-def _records(options: Options, training: train.Options) -> list[int]:
-    """Of each file of the training split; none where there is no dataset yet."""
-    if not options.dataset:
-        return []
-    return [shard.records for shard in dataset.read(options.dataset).splits[training.train_split]]
+def _title(training: train.Options, settled: plan.Plan, where: accelerators.Slice) -> str:
+    crops = f"{settled.image_size} px"
+    if settled.image_size != settled.patch_size:
+        crops += f" crops of {settled.patch_size} px patches"
+    per_replica = training.batch_size / where.replicas
+    chips = f"{where.chips} chip{'s' * (where.chips > 1)} {where.chip.generation}"
+    return (
+        f"{training.model}, {training.backbone}, {crops}, {settled.num_classes} classes, {training.batch_size} images a step "
+        f"({per_replica:g} a replica), on {where.accelerator_type}: {chips}"
+    )
 
 
 def _of_doctor(options: Options) -> list[lint.Finding]:
@@ -221,31 +164,26 @@ def _of_doctor(options: Options) -> list[lint.Finding]:
     ]
 
 
-def _sweep(options: Options, training: train.Options, where: Slice, swept: sweep.Sweep) -> int:
+def _sweep(options: Options, training: train.Options, inquiry: Inquiry, swept: sweep.Sweep) -> int:
     """Compiles the training step for every value; writes table and picture."""
     if swept.name == "image_size" and options.dataset is None and training.max_level is None:
         level = sweep.common_level(swept.values, plan.GARDEN_ANCHORS.max_level)
         training = dataclasses.replace(training, max_level=level)
-    runs = [
-        dataclasses.replace(training, image_size=value)
-        if swept.name == "image_size"
-        else dataclasses.replace(training, batch_size=value)
-        for value in swept.values
-    ]
-    plans = [_settled(options, each) for each in runs]  # all of them before any work starts
-    configs = [_configured(*pair, where) for pair in zip(runs, plans, strict=True)]
-    progress, found = examine.Progress(), {}
-    for value, config in zip(swept.values, configs, strict=True):
-        found[value] = examine.examine(
-            config, where, "train", cache=_cache(options), timeout_s=options.timeout, progress=progress
-        )  # fmt: skip
-        progress.end()
-    levels = f"levels {configs[0].task.model.min_level} to {configs[0].task.model.max_level}"
-    title = f"{training.model}, {training.backbone}, {levels}, the training step on {where.accelerator_type}"
+    field = {"image_size": "image_size", "global_batch_size": "batch_size"}[swept.name]
+    changes: list[dict[str, Any]] = [{field: value} for value in swept.values]
+    runs = [dataclasses.replace(training, **change) for change in changes]
+    plans = [_settled(options, each) for each in runs]
+    for each, settled in zip(runs, plans, strict=True):
+        inquiry.configured(each, settled)  # all of them before any work starts
+    found = {}
+    for value, each, settled in zip(swept.values, runs, plans, strict=True):
+        found[value] = inquiry.ask(each, settled, "train")
+    levels = f"levels {plans[0].anchors.min_level} to {plans[0].anchors.max_level}"
+    title = f"{training.model}, {training.backbone}, {levels}, the training step on {inquiry.slice.accelerator_type}"
     picture = os.path.join(options.output, sweep.PICTURE)
     files.write(os.path.join(options.output, sweep.TABLE), sweep.as_csv(swept.name, found))
-    files.write(picture, sweep.picture(swept.name, found, where, title))
-    print(f"preflight: {title}\n\n{sweep.text(swept.name, found, where)}\n\nopen {picture}")
+    files.write(picture, sweep.picture(swept.name, found, inquiry.slice, title))
+    print(f"preflight: {title}\n\n{sweep.text(swept.name, found, inquiry.slice)}\n\nopen {picture}")
     broken = [each for each in found.values() if isinstance(each.outcome, compiler.Refused) and each.outcome.reason != "memory"]
     return NOT_GOOD if broken else GOOD
 

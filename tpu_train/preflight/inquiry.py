@@ -1,0 +1,101 @@
+"""The questions of one command: steps examined one after another, and what is found said as soon as it is found."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from survey.errors import InputError
+from tpu_train.plan import Plan
+from tpu_train.preflight import examine, fit, lint
+from tpu_train.preflight.accelerators import Slice
+from tpu_train.preflight.compiler import Refused
+from tpu_train.preflight.examine import Examined
+from tpu_train.train import Options
+
+if TYPE_CHECKING:
+    from official.core.config_definitions import ExperimentConfig
+
+    from tpu_train.preflight.lowering import Lowered
+
+
+class Inquiry:
+    """Asks for one slice.
+
+    Args:
+      where: the slice.
+      cache: folder of remembered answers.
+      timeout_s: for one compile.
+
+    Attributes:
+      slice: as given.
+      findings: all that was said so far.
+    """
+
+    def __init__(self, where: Slice, *, cache: Path, timeout_s: float) -> None:
+        self.slice = where
+        self.findings: list[lint.Finding] = []
+        self._cache, self._timeout_s = cache, timeout_s
+        self._progress = examine.Progress()
+
+    def say(self, findings: Sequence[lint.Finding]) -> None:
+        """Says what was found, and keeps it."""
+        self._progress.end()
+        for finding in findings:
+            print(f"{finding.severity}: {finding.line()}", flush=True)
+        self.findings.extend(findings)
+
+    def configured(self, training: Options, plan: Plan) -> "ExperimentConfig":
+        """The experiment of a run.
+
+        Raises:
+          InputError: its batch does not divide over the replicas of the slice, or see `configure.experiment`.
+        """
+        # TensorFlow takes seconds to import: only when the command line is known to be right.
+        from tpu_train import configure, strategy
+
+        strategy.check_batch("--batch_size", training.batch_size, self.slice.replicas)
+        return configure.experiment(training, plan)
+
+    def ask(self, training: Options, plan: Plan, step: str, *, records: Sequence[int] = ()) -> Examined:
+        """Lowers a step, says what lint finds in it, and compiles it.
+
+        Args:
+          training: options of the run.
+          plan: of the run.
+          step: "train" or "predict".
+          records: in each file of the training split, empty where there is no dataset yet.
+        """
+
+        def look(lowered: "Lowered") -> None:
+            if step == "train":
+                batch_size = lowered.batch * self.slice.replicas
+                found = lint.check(lowered.operations, hosts=self.slice.hosts, batch_size=batch_size, records=records)
+            else:
+                found = lint.check_step(lowered.operations)
+            self.say([finding for finding in found if finding not in self.findings])
+
+        return self._examined(self.configured(training, plan), step, look)
+
+    def largest_batch(self, training: Options, plan: Plan) -> fit.Largest:
+        """The largest batch of a replica with which the training step fits.
+
+        Raises:
+          InputError: the step does not compile for another reason.
+        """
+
+        def tried(batch: int) -> fit.Tried:
+            larger = dataclasses.replace(training, batch_size=batch * self.slice.replicas)
+            found = self._examined(self.configured(larger, plan), "train", lambda lowered: None)
+            if isinstance(found.outcome, Refused) and found.outcome.reason != "memory":
+                raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
+            return fit.Tried(batch, found.hbm_bytes, found.compiles)
+
+        start = max(1, training.batch_size // self.slice.replicas)
+        return fit.largest(tried, start=start, capacity_bytes=self.slice.chip.hbm_bytes)
+
+    def _examined(self, config: "ExperimentConfig", step: str, look: examine.Look) -> Examined:
+        common = examine.Compiling(self._cache, self._timeout_s, self._progress)
+        found = examine.examine(config, self.slice, step, common, look)
+        self._progress.end()
+        return found
