@@ -11,6 +11,7 @@ from survey.errors import InputError
 from tpu_train import damage
 from tpu_train import input as host
 from tpu_train.crop import Crop
+from tpu_train.example import complaint, labels
 from tpu_train.shards import Shard
 
 SIZE = 16
@@ -174,7 +175,7 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_left_out(tmp_path: Path) 
         validate(shards, 2)
 
     def judge(content: bytes) -> str | None:
-        return host.complaint(content, SIZE)
+        return complaint(content, SIZE)
 
     with pytest.raises(InputError, match=r"record 1 \(patch 41: .*can be decoded\); record 2 \(patch 42: .*8 px high"):
         damage.repair(shards, str(tmp_path / "run"), 1, cause=CAUSE, judge=judge)
@@ -184,11 +185,9 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_left_out(tmp_path: Path) 
 
 def test_complaints(tmp_path: Path) -> None:
     good = tf.train.Example.FromString(example(3, 2))
-    assert host.complaint(good.SerializeToString(), SIZE) is None
-    assert host.labels(good.SerializeToString()) == [1, 2]
+    assert complaint(good.SerializeToString(), SIZE) is None
+    assert labels(good.SerializeToString()) == [1, 2]
     good.features.feature["image/object/class/label"].int64_list.value.append(1)
-    assert (
-        host.complaint(good.SerializeToString(), SIZE) == "patch 3: its lists of box sides and of labels are of different lengths"
-    )
+    assert complaint(good.SerializeToString(), SIZE) == "patch 3: its lists of box sides and of labels are of different lengths"
     del good.features.feature["image/patch_id"]
-    assert "image/patch_id" in str(host.complaint(good.SerializeToString(), SIZE))
+    assert "image/patch_id" in str(complaint(good.SerializeToString(), SIZE))

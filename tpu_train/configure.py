@@ -9,8 +9,8 @@ from official.modeling import hyperparams
 from survey.errors import InputError
 from tpu_train import registry, schedules
 from tpu_train.models import backbones
+from tpu_train.options import Options
 from tpu_train.plan import Plan
-from tpu_train.train import Options
 
 
 def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:

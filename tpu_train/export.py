@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from survey import files, flags, model
 from survey.errors import InputError
 from survey.flags import flag
-from tpu_train.train import BEST_RECORD, RECORD
+from tpu_train.run_folder import BEST_RECORD, RECORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,15 @@ def run(argv: Sequence[str]) -> int:
     # The spec comes last: a folder without it is not a model, and the next try may overwrite what is there.
     partial = f"{options.output.rstrip('/')}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    spec = saved_model.write(os.path.join(partial, model.SAVED_MODEL), options, best, made["dataset"])
+    spec = saved_model.write(
+        os.path.join(partial, model.SAVED_MODEL),
+        options.model_dir,
+        best,
+        made["dataset"],
+        score_threshold=_threshold(options, best),
+        score_floor=options.score_floor,
+        nms_iou=options.nms_iou,
+    )
     model.write(partial, spec)
     if os.path.isdir(options.output):
         os.rmdir(options.output)
@@ -59,6 +67,10 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _threshold(options: Options, best: dict[str, float]) -> float:
+    return best["score_threshold"] if options.score_threshold is None else options.score_threshold
+
+
 def _already_exported(options: Options, best: dict[str, float], trained_on: str) -> bool:
     """Whether the output is this very export.
 
@@ -69,9 +81,8 @@ def _already_exported(options: Options, best: dict[str, float], trained_on: str)
         return False
     if os.path.exists(os.path.join(options.output, model.SPEC)):
         there = model.read(options.output)
-        threshold = best["score_threshold"] if options.score_threshold is None else options.score_threshold
         found = (there.validation, there.dataset_digest, there.score_threshold, there.score_floor, there.nms_iou)
-        if found == (best, trained_on, threshold, options.score_floor, options.nms_iou):
+        if found == (best, trained_on, _threshold(options, best), options.score_floor, options.nms_iou):
             return True
     raise InputError(f"--output={options.output} holds something else: name a new folder, or remove it")
 

@@ -15,13 +15,13 @@ from survey import dataset
 from survey.anchors import AnchorSpec
 from survey.dataset import Dataset
 from survey.errors import InputError
-from tpu_train import plan, train
+from tpu_train import plan
 from tpu_train.checks import ERROR, NOTE, OK, WARNING, Check, plural
 from tpu_train.duplicates import Search
 from tpu_train.inspection import Inspection
+from tpu_train.options import Options
+from tpu_train.plan import GARDEN_ANCHORS
 
-# official/vision/configs/retinanet.py: levels 3 to 7, anchor_size 4, so 32 px at level 3.
-GARDEN_ANCHORS = AnchorSpec(3, 7, 3, (0.5, 1.0, 2.0), 4.0)
 YOLO_TILE = 50  # official/projects/yolo/ops/loss_utils.py: TILE_SIZE
 
 
@@ -80,7 +80,7 @@ def training(folder: str, data: Dataset) -> Check:
     """Would `rookery train` take it, with default flags?"""
     why = "a refusal now costs nothing; on a TPU it costs the queue"
     try:
-        settled = plan.make(train.Options(dataset=folder, model_dir=""), data)
+        settled = plan.make(Options(dataset=folder, model_dir=""), data)
     except InputError as error:
         return Check("training", ERROR, "`rookery train` refuses this dataset", why, "see the message", (str(error),), (9,))
     spec = settled.anchors
@@ -105,7 +105,7 @@ def training(folder: str, data: Dataset) -> Check:
 def fit_anchors(folder: str, data: Dataset, seen: Inspection) -> Anchors:
     """Compares the boxes with the anchors that training would use."""
     try:
-        spec = plan.make(train.Options(dataset=folder, model_dir=""), data).anchors
+        spec = plan.make(Options(dataset=folder, model_dir=""), data).anchors
     except InputError:
         spec = anchor_fit.fit(data.statistics.box_sides_px)
     good = np.isfinite(seen.boxes).all(axis=1) & (box_ops.area(seen.boxes) > 0)

@@ -1,14 +1,13 @@
 """The host's share of the input: TFRecord -> uint8 pixels and padded boxes, static shapes. Everything else runs on the device."""
 
-import re
 from collections.abc import Sequence
 
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from survey.errors import InputError
 from tpu_train import crop as crops
 from tpu_train.crop import Crop
+from tpu_train.example import FEATURES
 from tpu_train.shards import Shard
 
 # Encoded records are shuffled window by window, and the next window is read meanwhile: 0.3 GB each at 0.8 bytes a pixel, which
@@ -16,17 +15,6 @@ from tpu_train.shards import Shard
 SHUFFLE_PIXELS = 400_000_000
 SHUFFLE_RECORDS = 8192
 SHARDS_IN_TURN = 8  # open files; their records alternate, so that a batch is not from one corner of one mosaic
-
-FEATURES = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/patch_id": tf.io.FixedLenFeature([], tf.int64),
-    # Lists of any length, dense at once: by way of sparse tensors they cost the host 3 % of its images.
-    "image/object/bbox/ymin": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
-    "image/object/bbox/xmin": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
-    "image/object/bbox/ymax": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
-    "image/object/bbox/xmax": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
-    "image/object/class/label": tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
-}
 
 
 def decode(
@@ -87,39 +75,6 @@ def _window(encoded: tf.Tensor, patch_size: int, corner: tf.Tensor, side: int) -
         return tf.slice(whole, tf.concat([corner, [0]], axis=0), [side, side, 3])
 
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(encoded), jpeg, other), [side, side, 3])
-
-
-def labels(serialized: bytes) -> list[int]:
-    """The class ids of a record's objects.
-
-    Raises:
-      ValueError: it is no tf.train.Example, or it lacks a feature; says which.
-    """
-    try:
-        features = tf.train.Example.FromString(serialized).features.feature
-    except DecodeError:
-        raise ValueError("not a tf.train.Example") from None
-    if lacking := [name for name in FEATURES if name not in features]:
-        raise ValueError(f"without {lacking[0]}")
-    return list(features["image/object/class/label"].int64_list.value)
-
-
-def complaint(serialized: bytes, patch_size: int) -> str | None:
-    """Why `decode` fails on a record, in words that name the patch; None if it does not."""
-    try:
-        example = tf.io.parse_single_example(serialized, FEATURES)
-    except tf.errors.OpError as error:
-        # TensorFlow puts the names of its graph nodes around what happened: "{{function_node ...}} what [Op:...]".
-        return re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", error.message.splitlines()[0])
-    patch = f"patch {int(example['image/patch_id'])}"
-    try:
-        shape = tf.io.decode_jpeg(example["image/encoded"], channels=3).shape
-    except tf.errors.OpError:
-        return f"{patch}: image/encoded is not a picture that can be decoded"
-    if shape[:2] != (patch_size, patch_size):
-        return f"{patch}: its picture is {shape[0]} px high and {shape[1]} px wide, not {patch_size}"
-    lengths = {len(value) for name, value in example.items() if name.startswith("image/object/")}
-    return f"{patch}: its lists of box sides and of labels are of different lengths" if len(lengths) > 1 else None
 
 
 def read(

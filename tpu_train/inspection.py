@@ -22,6 +22,7 @@ from survey.dataset import Dataset
 from survey.progress import Progress
 from tpu_train import duplicates
 from tpu_train import input as host
+from tpu_train.example import FEATURES
 
 CASES = 20  # kept of each kind of problem; the count is of all
 BLACK = 8  # a pixel is black when no channel is above this: JPEG adds a little to the zeros of padding and nodata
@@ -179,7 +180,7 @@ class Reader:
     def image(self, content: bytes) -> np.ndarray | None:
         """The pixels of a record, None where they cannot be decoded; of any size."""
         try:
-            encoded = tf.io.parse_single_example(content, {"image/encoded": host.FEATURES["image/encoded"]})["image/encoded"]
+            encoded = tf.io.parse_single_example(content, {"image/encoded": FEATURES["image/encoded"]})["image/encoded"]
             pixels: np.ndarray = tf.io.decode_jpeg(encoded, channels=3).numpy()
         except tf.errors.OpError:
             return None
@@ -202,7 +203,7 @@ class Reader:
 
 def _fields(serialized: tf.Tensor | bytes) -> dict[str, tf.Tensor]:
     """Everything of a record but its picture; lists as they are, of any length."""
-    example = tf.io.parse_single_example(serialized, host.FEATURES | _EXTRA)
+    example = tf.io.parse_single_example(serialized, FEATURES | _EXTRA)
     kept = {name: value for name, value in example.items() if name != "image/encoded"}
     return {name: value.values if isinstance(value, tf.SparseTensor) else value for name, value in kept.items()}
 

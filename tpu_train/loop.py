@@ -25,10 +25,10 @@ from tpu_train import checkpoints, reports
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard, Incident
 from tpu_train.history import History
+from tpu_train.options import Options
 from tpu_train.plan import Plan
-from tpu_train.train import BEST_RECORD, Options
+from tpu_train.run_folder import BEST_RECORD, CONFIG
 
-CONFIG = "params.yaml"
 SHOWN_PATCHES = 16  # in the command that a message proposes
 
 

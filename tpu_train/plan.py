@@ -3,15 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from survey import anchors, dataset
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
 from tpu_train.models import backbones
-
-if TYPE_CHECKING:
-    from tpu_train.train import Options
+from tpu_train.options import Options
 
 # What Model Garden's RetinaNet has where nothing is known of the objects (official/vision/configs/retinanet.py).
 GARDEN_ANCHORS = AnchorSpec(min_level=3, max_level=7, num_scales=3, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=4.0)
@@ -41,7 +38,7 @@ class Plan:
     validate_every: int
 
 
-def make(options: "Options", data: dataset.Dataset) -> Plan:
+def make(options: Options, data: dataset.Dataset) -> Plan:
     """Fills in what was not given and refuses what contradicts the dataset.
 
     Raises:
@@ -88,7 +85,7 @@ def make(options: "Options", data: dataset.Dataset) -> Plan:
     )
 
 
-def without_dataset(options: "Options", patch_size: int | None = None) -> Plan:
+def without_dataset(options: Options, patch_size: int | None = None) -> Plan:
     """The plan of a run whose dataset does not exist yet, so that its step can be compiled.
 
     Args:
@@ -119,12 +116,12 @@ def without_dataset(options: "Options", patch_size: int | None = None) -> Plan:
     )
 
 
-def _with_flags(spec: AnchorSpec, options: "Options") -> AnchorSpec:
+def _with_flags(spec: AnchorSpec, options: Options) -> AnchorSpec:
     given = {name: getattr(options, name) for name in ("min_level", "max_level", "anchor_size")}
     return dataclasses.replace(spec, **{name: value for name, value in given.items() if value is not None})
 
 
-def _check_sizes(options: "Options", spec: AnchorSpec, image_sizes: dict[str, int]) -> None:
+def _check_sizes(options: Options, spec: AnchorSpec, image_sizes: dict[str, int]) -> None:
     backbones.check(options.backbone, min_level=spec.min_level, max_level=spec.max_level, image_sizes=image_sizes)
     backbones.check_init(options.backbone, options.init)
 

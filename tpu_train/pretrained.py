@@ -20,7 +20,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from survey.errors import InputError
 from tpu_train.models import backbones
 from tpu_train.models.lite0_weights import WHEEL, lite0_weights_path, load_lite0
-from tpu_train.train import BEST
+from tpu_train.run_folder import BEST
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # tensorflow/python/checkpoint/checkpoint.py
 _SHOWN = 3  # differences in a message

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -11,12 +11,9 @@ from official.core import task_factory
 
 from survey import dataset, files, model, provenance
 from survey.errors import InputError
-from tpu_train import loop, registry
+from tpu_train import registry
 from tpu_train.experiments import retinanet
-from tpu_train.train import BEST
-
-if TYPE_CHECKING:
-    from tpu_train.export import Options
+from tpu_train.run_folder import BEST, CONFIG
 
 
 class Exported(tf.Module):
@@ -63,14 +60,26 @@ def _flat(levels: dict[str, tf.Tensor], depth: int) -> tf.Tensor:
     return tf.cast(tf.concat(parts, axis=1), tf.float32)
 
 
-def write(folder: str, options: "Options", best: dict[str, float], trained_on: str) -> model.ModelSpec:
+def write(
+    folder: str,
+    model_dir: str,
+    best: dict[str, float],
+    trained_on: str,
+    *,
+    score_threshold: float,
+    score_floor: float,
+    nms_iou: float,
+) -> model.ModelSpec:
     """Writes the SavedModel of a run's best checkpoint.
 
     Args:
       folder: for the SavedModel.
-      options: of the verb.
+      model_dir: of the run.
       best: the best validation's metrics.
       trained_on: digest of the dataset that the run learned from.
+      score_threshold: a detection counts from this score on.
+      score_floor: detections below are never kept.
+      nms_iou: boxes of one class that overlap more are one object.
 
     Returns:
       The spec that belongs to it.
@@ -79,16 +88,14 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
       InputError: the run has no checkpoint, or its dataset has changed since.
     """
     config = registry.experiment("retinanet")
-    config.override(yaml.safe_load(files.read(os.path.join(options.model_dir, loop.CONFIG))))
-    checkpoint = tf.train.latest_checkpoint(os.path.join(options.model_dir, BEST))
+    config.override(yaml.safe_load(files.read(os.path.join(model_dir, CONFIG))))
+    checkpoint = tf.train.latest_checkpoint(os.path.join(model_dir, BEST))
     if checkpoint is None:
-        raise InputError(f"--model_dir={options.model_dir} has no checkpoint in best/: run `rookery train` to its end")
+        raise InputError(f"--model_dir={model_dir} has no checkpoint in best/: run `rookery train` to its end")
     data = dataset.read(config.task.dataset)
     if dataset.digest(config.task.dataset) != trained_on:
-        raise InputError(f"{config.task.dataset} is not the dataset that {options.model_dir} was trained on: train again")
-    config.task.model.detection_generator.override(
-        {"pre_nms_score_threshold": options.score_floor, "nms_iou_threshold": options.nms_iou}
-    )
+        raise InputError(f"{config.task.dataset} is not the dataset that {model_dir} was trained on: train again")
+    config.task.model.detection_generator.override({"pre_nms_score_threshold": score_floor, "nms_iou_threshold": nms_iou})
     task = task_factory.get_task(config.task)
     network = task.build_model()
     exported = Exported(task, network)
@@ -102,9 +109,9 @@ def write(folder: str, options: "Options", best: dict[str, float], trained_on: s
         classes=data.classes,
         anchors=retinanet.anchor_spec(config.task.model),
         box_scales=tuple(config.task.model.detection_generator.box_coder_weights or (1.0, 1.0, 1.0, 1.0)),
-        score_threshold=best["score_threshold"] if options.score_threshold is None else options.score_threshold,
-        score_floor=options.score_floor,
-        nms_iou=options.nms_iou,
+        score_threshold=score_threshold,
+        score_floor=score_floor,
+        nms_iou=nms_iou,
         overlap_px=data.overlap_px,
         gsd_m=data.gsd_m,
         validation=best,

@@ -209,15 +209,15 @@ def _listed(paths: Sequence[str], data: Dataset) -> dict[str, int]:
 
 def _check(path: str, content: bytes, data: Dataset, max_boxes: int) -> None:
     """Refuses a file whose first record training cannot learn from."""
-    from tpu_train import input as host  # here: TensorFlow takes seconds to import, and most runs have no pattern
+    from tpu_train import example  # here: TensorFlow takes seconds to import, and most runs have no pattern
 
     try:
-        labels = host.labels(content)
+        labels = example.labels(content)
     except ValueError as error:
         raise InputError(
             f"--{FLAG}: {path} holds records of another layout ({error}): must be files written by `rookery shard`"
         ) from None
-    if wrong := host.complaint(content, data.patch_size):
+    if wrong := example.complaint(content, data.patch_size):
         raise InputError(
             f"--{FLAG}: {path}, first record: {wrong}; must be patches of {data.patch_size} px as in --dataset: "
             f"shard again with --patch_size {data.patch_size}, or narrow the pattern"

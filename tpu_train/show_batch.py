@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from survey import dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
-from tpu_train import hparams, plan, sources, train
+from tpu_train import hparams, plan, sources
+from tpu_train.options import Options as TrainOptions
 
 if TYPE_CHECKING:
     from official.core import config_definitions
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
+def _of_training(options: Options, rest: Sequence[str]) -> TrainOptions:
     """The options of the run whose batch is shown.
 
     Raises:
@@ -81,8 +82,8 @@ def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
     # Those of the run win, so that its whole command line may be given; its weights and its folder are not looked at.
     ours = [f"--dataset={options.dataset}", "--model_dir=", "--init=scratch"]
     splits = [f"--train_split={options.split}", f"--val_split={options.split}"]
-    known = flags.names(train.Options)
-    training, unknown = flags.parse(train.Options, [*ours, *splits, *hparams.expanded(rest, known)], prog=PROG, passthrough=True)
+    known = flags.names(TrainOptions)
+    training, unknown = flags.parse(TrainOptions, [*ours, *splits, *hparams.expanded(rest, known)], prog=PROG, passthrough=True)
     flags.refuse_unknown(unknown, [*flags.names(Options), *known], prog=PROG)
     if training.train_split != options.split:
         raise InputError(f"--train_split={training.train_split}: give --split={training.train_split} to look at that one")

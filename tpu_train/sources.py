@@ -1,14 +1,11 @@
 """The files that a run reads, and what becomes of them when one turns out to be damaged."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tpu_train import damage, shards
+from tpu_train.options import Options
 from tpu_train.plan import Plan
 from tpu_train.shards import Shard
-
-if TYPE_CHECKING:
-    from tpu_train.train import Options
 
 TRAINING, VALIDATION = "training", "validation"
 
@@ -27,7 +24,7 @@ class Sources:
       InputError: see `tpu_train.shards.resolve` and `tpu_train.damage.known`.
     """
 
-    def __init__(self, options: "Options", plan: Plan) -> None:
+    def __init__(self, options: Options, plan: Plan) -> None:
         self._options, self._patch_size = options, plan.patch_size
         pattern, held_out = options.training_file_pattern, options.val_split
         training = shards.resolve(options.dataset, options.train_split, pattern, held_out=held_out, max_boxes=plan.max_boxes)
@@ -52,10 +49,10 @@ class Sources:
         """
         import tensorflow as tf
 
-        from tpu_train import input as host
+        from tpu_train import example
 
         def judge(content: bytes) -> str | None:
-            return host.complaint(content, self._patch_size)
+            return example.complaint(content, self._patch_size)
 
         wrong_checksum = isinstance(error, tf.errors.DataLossError)
         options = self._options

@@ -23,8 +23,8 @@ from tpu_train import input as host
 from tpu_train.crop import Crop
 from tpu_train.models import backbones, efficientnet_lite, networks
 from tpu_train.optimizers import Rates
+from tpu_train.run_folder import BEST
 from tpu_train.shards import Shard
-from tpu_train.train import BEST
 from tpu_train.validation import Validation
 
 if TYPE_CHECKING:

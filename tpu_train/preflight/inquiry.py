@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from survey.errors import InputError
+from tpu_train.options import Options
 from tpu_train.plan import Plan
 from tpu_train.preflight import examine, fit, lint
 from tpu_train.preflight.accelerators import Slice
 from tpu_train.preflight.compiler import Refused
 from tpu_train.preflight.examine import Examined
-from tpu_train.train import Options
 
 if TYPE_CHECKING:
     from official.core.config_definitions import ExperimentConfig

@@ -10,7 +10,8 @@ from typing import Any
 from survey import dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
-from tpu_train import doctor, hparams, plan, train
+from tpu_train import doctor, hparams, plan
+from tpu_train.options import Options as TrainOptions
 from tpu_train.preflight import accelerators, compiler, feed, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
 from tpu_train.preflight.inquiry import Inquiry
@@ -78,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
     return GOOD if answers.good else NOT_GOOD
 
 
-def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
+def _of_training(options: Options, rest: Sequence[str]) -> TrainOptions:
     """The options of the run in question.
 
     Raises:
@@ -87,8 +88,8 @@ def _of_training(options: Options, rest: Sequence[str]) -> train.Options:
     ours = [f"--dataset={options.dataset or ''}", "--model_dir="]
     if options.global_batch_size is not None:
         ours.append(f"--batch_size={options.global_batch_size}")
-    known = flags.names(train.Options)
-    training, unknown = flags.parse(train.Options, [*hparams.expanded(rest, known), *ours], prog=PROG, passthrough=True)
+    known = flags.names(TrainOptions)
+    training, unknown = flags.parse(TrainOptions, [*hparams.expanded(rest, known), *ours], prog=PROG, passthrough=True)
     flags.refuse_unknown(unknown, [*flags.names(Options), *known], prog=PROG)
     return training
 
@@ -99,13 +100,13 @@ def _cache(options: Options) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"
 
 
-def _settled(options: Options, training: train.Options) -> plan.Plan:
+def _settled(options: Options, training: TrainOptions) -> plan.Plan:
     if options.dataset:
         return plan.make(training, dataset.read(options.dataset))
     return plan.without_dataset(training, options.patch_size)
 
 
-def _answers(options: Options, training: train.Options, inquiry: Inquiry, rate: feed.Rate | None) -> Answers:
+def _answers(options: Options, training: TrainOptions, inquiry: Inquiry, rate: feed.Rate | None) -> Answers:
     settled, where = _settled(options, training), inquiry.slice
     inquiry.configured(training, settled)  # refuses what cannot be before anything is read
     records: list[int] = []
@@ -140,7 +141,7 @@ def _answers(options: Options, training: train.Options, inquiry: Inquiry, rate: 
     )
 
 
-def _title(training: train.Options, settled: plan.Plan, where: accelerators.Slice) -> str:
+def _title(training: TrainOptions, settled: plan.Plan, where: accelerators.Slice) -> str:
     crops = f"{settled.image_size} px"
     if settled.image_size != settled.patch_size:
         crops += f" crops of {settled.patch_size} px patches"
@@ -164,7 +165,7 @@ def _of_doctor(options: Options) -> list[lint.Finding]:
     ]
 
 
-def _sweep(options: Options, training: train.Options, inquiry: Inquiry, swept: sweep.Sweep) -> int:
+def _sweep(options: Options, training: TrainOptions, inquiry: Inquiry, swept: sweep.Sweep) -> int:
     """Compiles the training step for every value; writes table and picture."""
     if swept.name == "image_size" and options.dataset is None and training.max_level is None:
         level = sweep.common_level(swept.values, plan.GARDEN_ANCHORS.max_level)

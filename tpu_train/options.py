@@ -1,0 +1,91 @@
+"""What a training run is asked for: the flags of `rookery train`."""
+
+import os
+from dataclasses import dataclass
+
+from survey.errors import InputError
+from survey.flags import flag
+from tpu_train import schedules
+from tpu_train.models import backbones
+
+MODELS = ("retinanet",)
+MODES = ("graph", "eager")
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "image_size",
+    "num_classes",
+    "anchor_size",
+    "min_level",
+    "max_level",
+    "max_boxes",
+    "learning_rate",
+    "validate_every",
+    "stop_after",
+    "checkpoint_minutes",
+    "steps_per_loop",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Trains a detector on a dataset, on a TPU or GPU when there is one, else on the CPU. After a stop, the same command goes on.
+
+    rookery train --dataset survey/ --model_dir run/ --steps 1000
+    """
+
+    dataset: str = flag("folder written by `rookery shard`")
+    model_dir: str = flag("where checkpoints go; a run found there is continued")
+    model: str = flag("architecture", default="retinanet", choices=MODELS)
+    backbone: str = flag("network under the detector", default="efficientnet_lite0", choices=tuple(backbones.BACKBONES))
+    steps: int = flag("training steps", default=1000)
+    batch_size: int = flag("images per step, over all replicas", default=8)
+    image_size: int | None = flag("side of the training crops in px (default: the dataset's patch size)", default=None)
+    num_classes: int | None = flag("classes without background (default: the dataset's)", default=None)
+    anchor_size: float | None = flag(
+        "side of the smallest anchor in strides (default: fitted to the dataset's boxes)", default=None
+    )
+    min_level: int | None = flag("finest level of the pyramid, of stride 2^level (default: 3)", default=None)
+    max_level: int | None = flag("coarsest level (default: fitted to the dataset's boxes)", default=None)
+    max_boxes: int | None = flag("objects per patch, at most (default: the dataset's fullest patch and a tenth)", default=None)
+    init: str = flag("imagenet, scratch, or the path of a Model Garden checkpoint", default="imagenet")
+    learning_rate: float | None = flag("peak learning rate (default: the experiment's)", default=None)
+    schedule: str | None = flag(
+        "of the learning rate, after a warm-up (default: the experiment's, cosine)", default=None, choices=schedules.NAMES
+    )
+    backbone_rate: float = flag("learning rate of the backbone, as a share of the others'", default=1.0)
+    freeze_steps: int = flag("the backbone keeps its weights for so many first steps", default=0)
+    validate_every: int | None = flag("steps between validations (default: a fifth of the run)", default=None)
+    stop_after: int | None = flag("stop after so many validations without a better one (default: never)", default=None)
+    checkpoint_minutes: float = flag("save at least so often; a kill loses no more", default=10.0)
+    steps_per_loop: int | None = flag("steps between two looks of the host (default: fitted to the run)", default=None)
+    max_bad_records: int = flag("go on without so many records that are damaged", default=0)
+    mode: str = flag("graph compiles the step; eager runs it line by line, for debugging", default="graph", choices=MODES)
+    train_split: str = flag("split to learn from", default="train")
+    val_split: str = flag("split that chooses checkpoint and threshold", default="val")
+    training_file_pattern: str | None = flag(
+        "learn from these TFRecord files instead of the split's, as a quoted glob pattern", default=None
+    )
+    hparams: str = flag("flags as the TPU RetinaNet takes them: image_size=640,num_classes=9", default="")
+    config: str | None = flag("YAML with overrides of the experiment, such as one of tpu_train/configs/", default=None)
+    params_override: str = flag("further overrides, as a.b=1,a.c=2 or YAML; an unknown key is an error", default="")
+    seed: int = flag("of initialisation, shuffling and augmentation", default=0)
+
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{name}={value}: must be above 0")
+        for name in ("freeze_steps", "max_bad_records"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        if not 0 < self.backbone_rate <= 1:
+            raise InputError(
+                f"--backbone_rate={self.backbone_rate}: is a share of the learning rate, above 0 and up to 1; to keep the "
+                "backbone as it is, --freeze_steps"
+            )
+        found = any(os.path.exists(path) for path in (f"{self.init}.index", os.path.join(self.init, "checkpoint")))
+        if self.init not in ("imagenet", "scratch") and "://" not in self.init and not found:
+            raise InputError(
+                f"--init={self.init}: is neither imagenet nor scratch, and there is no TensorFlow checkpoint of that name"
+            )
