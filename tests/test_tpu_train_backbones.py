@@ -64,14 +64,15 @@ def two_steps(name: str) -> dict[str, object]:
         optimizer = task.create_optimizer(config.trainer.optimizer_config)
         optimizer.shadow_copy(model)
         images = np.random.default_rng(0).integers(0, 255, (2, SIZE, SIZE, 3), np.uint8)
-        boxes = [[[8.0, 8.0, 40.0, 40.0], [60.0, 50.0, 90.0, 100.0], [0.0] * 4]] * 2
+        # The last is as large as the anchors of level 4: every level has something to find.
+        boxes = [[[8.0, 8.0, 40.0, 40.0], [60.0, 80.0, 90.0, 120.0], [30.0, 10.0, 94.0, 74.0]]] * 2
         batch = {
             "image": tf.constant(images),
             "boxes": tf.constant(boxes),
-            "classes": tf.constant([[1, 2, 0]] * 2),
-            "objects": tf.constant([2, 2]),
+            "classes": tf.constant([[1, 2, 1]] * 2),
+            "objects": tf.constant([3, 3]),
             "patch_id": tf.constant([0, 1], tf.int64),
-            "view": tf.constant([[1.0, 0.0, 0.0]] * 2),
+            "view": tf.constant([[1.1, 4.0, 7.0], [0.9, -7.0, -2.0]]),
         }
         step = tf.function(lambda inputs: task.train_step(inputs, model, optimizer), jit_compile=True)
         losses = [float(strategy.run(step, args=(batch,))["loss"])]

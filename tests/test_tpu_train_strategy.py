@@ -28,11 +28,12 @@ def test_local_chips_are_reached_through_pjrt(tmp_path: Path, chip: str) -> None
     }
 
 
-def test_without_chips_or_library_nothing_is_set(tmp_path: Path) -> None:
+def test_without_chips_or_library_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder vfio also stands on machines that have it for other devices: /dev/vfio/vfio alone is no chip."""
     environ: dict[str, str] = {}
     environment.prepare(environ, devices=machine(tmp_path / "dev", "vfio/vfio"), library="/lib/libtpu.so")
-    environment.prepare(environ, devices=machine(tmp_path / "tpu", "accel0"))  # libtpu is not installed here
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)  # as where libtpu is not installed
+    environment.prepare(environ, devices=machine(tmp_path / "tpu", "accel0"))
     assert environ == {}
 
 
