@@ -1,5 +1,6 @@
 """The TPU compiler's answers for modules small enough to know them by hand, and what happens when there is no answer."""
 
+import errno
 import gzip
 import json
 import os
@@ -201,6 +202,29 @@ def test_an_answer_is_remembered(stub: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(compiler, "versions", lambda: {"jax": "0", "jaxlib": "0", "libtpu": "1"})
     with pytest.raises(AssertionError, match="a child was started"):
         compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_compile(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(compiler.subprocess, "Popen", no_child)
+    with pytest.raises(InputError, match=r"--cache=.*/file/cache: .*/file is not a folder that can be written"):
+        compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "file/cache", timeout_s=60)
+
+
+def test_a_full_disk_takes_nothing_from_the_answer(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stub.write_text(child(ANSWER))
+    monkeypatch.setattr(compiler.files, "write", full)
+    found = compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60)
+    assert isinstance(found, Compiled)
+    assert found.flops == 8.0
+    assert "this compile is not remembered (No space left on device)" in capsys.readouterr().err
 
 
 def test_a_refusal_is_remembered_and_explained_anew(stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

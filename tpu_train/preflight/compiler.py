@@ -113,23 +113,38 @@ def compile(  # noqa: A001
       sources: TensorFlow op to where it was made, to say where a refused op is.
 
     Raises:
-      InputError: the TPU compiler is not installed or does not pair with its jax, or the time is over.
+      InputError: the compiler is not installed or does not pair with its jax, the cache cannot be written, or the time is over.
     """
     packages = versions()
     path = cache / f"{_key(stablehlo, topology, packages)}.json.gz"
     entry = _remembered(path)
     cached = entry is not None
     if entry is None:
+        _refuse_unwritable(cache)  # before minutes are spent on what could not be kept
         answer = _child(stablehlo, topology, timeout_s, progress)
         if isinstance(answer, Refused):  # a crash says nothing of the module that could be relied on next time
             return answer
         entry = answer
-        files.make_folder(str(cache))
-        files.write(str(path), gzip.compress(json.dumps(entry).encode(), compresslevel=6))
+        try:
+            files.make_folder(str(cache))
+            files.write(str(path), gzip.compress(json.dumps(entry).encode(), compresslevel=6))
+        except OSError as error:  # a full disk takes nothing from the answer
+            print(f"preflight: --cache={cache}: this compile is not remembered ({error.strerror})", file=sys.stderr, flush=True)
     result = dict(entry["result"])
     if "error" in result:
         return refusals.explain(result, topology, sources or {})
     return Compiled(topology=topology, versions=packages, hlo=entry["hlo"], cached=cached, **result)
+
+
+def _refuse_unwritable(cache: Path) -> None:
+    """Looks at the folder, or at the nearest above it that exists; makes nothing.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    there = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--cache={cache}: {there} is not a folder that can be written: name one that is")
 
 
 def _key(stablehlo: str, topology: str, packages: Mapping[str, str]) -> str:

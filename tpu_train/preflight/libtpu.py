@@ -86,7 +86,7 @@ def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
             module = ir.Module.parse(Path(path).read_bytes())
         except ir.MLIRError as error:
             return {"seconds": time.monotonic() - begun, "error": str(error), "op": "", "largest": None}, ""
-        _drop_copies(module.body)
+        drop_copies(module.body)
         try:
             executable = device.client.compile(
                 module, _jax.DeviceList((device,)), compiler.get_compile_options(num_replicas=1, num_partitions=1)
@@ -110,12 +110,12 @@ def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
     }, executable.hlo_modules()[0].to_string()
 
 
-def _drop_copies(block: Any) -> None:
+def drop_copies(block: Any) -> None:
     """Takes out mhlo.copy: TensorFlow puts it at the results, StableHLO has no such operation, and it is an identity."""
     for operation in list(block.operations):
         for region in operation.regions:
             for inner in region.blocks:
-                _drop_copies(inner)
+                drop_copies(inner)
         if operation.operation.name == "mhlo.copy":
             operation.operation.results[0].replace_all_uses_with(operation.operation.operands[0])
             operation.operation.erase()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tpu_train.preflight import hlo
+from tpu_train.preflight import hlo, loops
 from tpu_train.preflight.hlo import Array, Computation, Instruction, Module
 
 # They name, pair or wait for buffers and move nothing.
@@ -160,7 +160,7 @@ class _Walk:
     def _inner(self, computation: Computation, at: Instruction, times: int) -> tuple[list[Row], Counter[int]] | None:
         """What an instruction moves that only runs other computations; None for any other."""
         if at.opcode == "while":
-            count = hlo.trip_count(self.module, computation, at)
+            count = loops.trip_count(self.module, computation, at)
             if count is None:
                 self.uncounted_loops.append(at.name)
                 count = 1
