@@ -33,20 +33,22 @@ class Experiment:
       backbone: of its command.
       image_size: side of the training crops in pixels.
       patch_size: side of the patches in pixels.
+      max_level: coarsest of the pyramid, as fitted to the boxes of the dataset that the configuration is for.
       classes: without background.
     """
 
     backbone: str
     image_size: int
     patch_size: int
+    max_level: int
     classes: int
 
 
 EXPERIMENTS = {
-    "retinanet_lite0_cpu": Experiment("efficientnet_lite0", 256, 416, 1),  # scripts/quickstart.sh
-    "retinanet_lite0_bccd": Experiment("efficientnet_lite0", 448, 640, 3),
-    "retinanet_r50_tpu": Experiment("resnet50", 640, 640, 8),
-    "retinanet_spinenet49_tpu": Experiment("spinenet49", 640, 640, 8),
+    "retinanet_lite0_cpu": Experiment("efficientnet_lite0", 256, 416, 5, 1),  # scripts/quickstart.sh
+    "retinanet_lite0_bccd": Experiment("efficientnet_lite0", 448, 640, 6, 3),
+    "retinanet_r50_tpu": Experiment("resnet50", 640, 640, 7, 8),
+    "retinanet_spinenet49_tpu": Experiment("spinenet49", 640, 640, 7, 8),
 }
 HEADER = ("experiment", "TPU", "fits", "HBM of a chip", "of", "largest batch", "step at least", "limit", "images/s/chip at most")
 PAGE = """# The training steps on TPUs
@@ -103,6 +105,7 @@ def preflight(name: str, accelerator: str, options: argparse.Namespace) -> dict[
             "--init=scratch",
             f"--image_size={what.image_size}",
             f"--patch_size={what.patch_size}",
+            f"--max_level={what.max_level}",
             f"--num_classes={what.classes}",
             f"--batch_size={BATCH * CHIPS[accelerator]}",
             "--step=train",
