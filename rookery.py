@@ -16,6 +16,9 @@ VERBS = {
     "train": "tpu_train.train",
     "export": "tpu_train.export",
     "predict": "inference.predict",
+    "decode": "inference.decode_verb",
+    "convert": "inference.convert",
+    "count": "inference.count",
     "evaluate": "inference.evaluate",
     "report": "inference.report",
 }
@@ -31,7 +34,10 @@ From survey mosaics to counts a scientist can publish.
   preflight  will it run on that TPU, fit, and how fast? Without the TPU
   train      dataset -> checkpoints
   export     checkpoints -> model (SavedModel + model.json)
-  predict    model + mosaics -> detections and counts
+  predict    model + mosaics -> detections
+  decode     a model's raw outputs -> boxes
+  convert    detections -> tables, maps, labels to correct, densities, crops
+  count      detections (+ a labelled sample) -> counts with confidence intervals
   evaluate   detections + annotations -> metrics
   report     detections (+ metrics) -> one HTML page
 

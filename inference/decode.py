@@ -1,29 +1,232 @@
-"""From a detector's raw heads to boxes: the reference, in numpy, that every other path must equal.
+"""From a detector's raw heads to boxes: the reference, in numpy, that every other path must equal. docs/decoding.md explains it.
 
-A RetinaNet says nothing about boxes directly. For each anchor a (centre ya, xa; sides ha, wa) it gives four regressions and one
-logit per class. The box is (Faster R-CNN, Ren et al. 2015, eq. 2; Model Garden's official/vision/ops/box_ops.py, decode_boxes):
+RetinaNet. For each anchor a (centre ya, xa; sides ha, wa) there are four regressions and one logit per class. The box is (Faster
+R-CNN, Ren et al. 2015, https://arxiv.org/abs/1506.01497, eq. 2; Model Garden's official/vision/ops/box_ops.py, decode_boxes)
 
     y = ty / sy * ha + ya        h = ha * exp(min(th / sh, log(1000 / 16)))
     x = tx / sx * wa + xa        w = wa * exp(min(tw / sw, log(1000 / 16)))
 
 with (y, x) its centre and (sy, sx, sh, sw) the box coder's scales. The score is the logit's sigmoid, one class at a time, without
-a background class (focal loss, Lin et al. 2017, section 4).
+a background class (focal loss, Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4). The TensorFlow-1 RetinaNet of
+Cloud TPU (tensorflow/tpu, models/official/retinanet/anchors.py, decode_box_outputs) is the same without scales and limit.
+
+YOLO. The cell (i, j) of a level of stride d px has, for each anchor (wa, ha) px, the numbers tx, ty, tw, th, to and one logit per
+class. With S the sigmoid and s the level's scale_xy (Model Garden's official/projects/yolo/ops/loss_utils.py)
+
+    x = (j + s S(tx) - (s - 1) / 2) d        w = wa exp(tw)        or, "scaled",  w = wa (2 S(tw))^2
+    y = (i + s S(ty) - (s - 1) / 2) d        h = ha exp(th)                       h = ha (2 S(th))^2
+
+(YOLOv3, https://arxiv.org/abs/1804.02767, section 2.1; scale_xy from YOLOv4, https://arxiv.org/abs/2004.10934, "grid
+sensitivity"; "scaled" from Scaled-YOLOv4, https://arxiv.org/abs/2011.08036). The score is S(to) S(class logit).
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from inference import suppression
 from survey import boxes
 from survey.errors import InputError
+from survey.heads import FLAT, LARGEST_LOG_RATIO, SCALED, RetinaNetHeads, YoloHeads
+from survey.labels import LabelMap
 from survey.model import ModelSpec
-
-# A side grows to at most 1000 / 16 = 62.5 times its anchor's, so that exp of an untrained head cannot overflow. The number is
-# Detectron's and Model Garden's (BBOX_XFORM_CLIP): a model decoded with another one would not be the model that was validated.
-LARGEST_LOG_RATIO = math.log(1000.0 / 16.0)
 
 # How far below the floor a logit may lie and still get its sigmoid computed: more than float32 rounding, less than any work.
 _LOGIT_SLACK = 1e-3
+
+# Where there are 50 times as many candidates as detections are wanted, the best 8 times as many are looked at first.
+_MANY, _SOME = 50, 8
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSpec:
+    """The part of a model's spec that decoding needs; `inference.decode_verb` reads one from a file.
+
+    Attributes:
+      image_size: side of the square input in pixels.
+      classes: the label map, without a background.
+      heads: what the raw arrays are.
+      score_floor: detections below are not kept.
+      nms_iou: boxes of one class that overlap more than this are the same object.
+      suppression: "class", "agnostic", "soft_linear" or "soft_gaussian"; see `inference.suppression`.
+    """
+
+    image_size: int
+    classes: LabelMap
+    heads: RetinaNetHeads | YoloHeads
+    score_floor: float
+    nms_iou: float
+    suppression: str = suppression.CLASS
+
+
+class Found(NamedTuple):
+    """What one patch shows, best score first.
+
+    Attributes:
+      boxes_patch_px: float32 [M, 4], yxyx, clipped to the patch.
+      scores: float32 [M], in [score_floor, 1].
+      class_ids: int32 [M], from 1.
+    """
+
+    boxes_patch_px: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+
+
+class Decoder:
+    """Turns a batch of raw heads into the boxes of each image; made once, used for every batch.
+
+    Scores come first and only survivors are decoded: of the tens of thousands of anchors of a patch, all but some hundreds are
+    background, and their boxes need not exist.
+
+    Args:
+      spec: of the model that gives the arrays.
+      most: keep so many detections an image, the best ones; None for all. What it keeps is the same as the first of all.
+
+    Raises:
+      InputError: the spec contradicts itself.
+    """
+
+    def __init__(self, spec: ModelSpec | DecodeSpec, most: int | None = None) -> None:
+        self._spec = spec
+        self._heads = spec.heads
+        self._method = spec.suppression if isinstance(spec, DecodeSpec) else suppression.CLASS
+        self._most = most
+        if self._method not in suppression.METHODS:
+            raise InputError(f"suppression={self._method!r}: must be one of {', '.join(suppression.METHODS)}")
+        if not 0 <= spec.nms_iou <= 1:
+            raise InputError(f"nms_iou={spec.nms_iou}: must be from 0 to 1")
+        if not spec.classes:
+            raise InputError("classes is empty: must name the classes in the order of the score columns")
+        self._least = _least_logit(spec.score_floor)
+        self._shapes = spec.heads.shapes(spec.image_size, len(spec.classes))
+        self._anchors: dict[str, np.ndarray] = {}  # by the name of the array of boxes
+        if isinstance(spec.heads, RetinaNetHeads):
+            anchors, counts = spec.heads.anchors.boxes(spec.image_size), spec.heads.anchors.counts(spec.image_size)
+            if spec.heads.layout == FLAT:
+                self._anchors["raw_boxes"] = anchors
+            else:
+                bounds = np.cumsum(list(counts.values()))[:-1]
+                for level, part in zip(counts, np.split(anchors, bounds), strict=True):
+                    self._anchors[f"box_outputs_{level}"] = part
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the raw arrays that it needs."""
+        return tuple(self._shapes)
+
+    def check(self, raw: Mapping[str, np.ndarray]) -> None:
+        """Refuses arrays that cannot belong to the spec; further arrays are ignored.
+
+        Args:
+          raw: arrays by name.
+
+        Raises:
+          InputError: one is missing, has another shape, or is not a number everywhere; prints all shapes.
+        """
+        batches = {raw[name].shape[0] for name in self._shapes if name in raw and raw[name].ndim}
+        fits = all(name in raw and raw[name].shape[1:] == shape and raw[name].ndim for name, shape in self._shapes.items())
+        if not fits or len(batches) != 1:
+            wanted = "; ".join(f"{name} [B, {', '.join(map(str, shape))}]" for name, shape in self._shapes.items())
+            found = "; ".join(f"{name} {list(value.shape)}" for name, value in raw.items()) or "nothing"
+            raise InputError(
+                f"the raw arrays do not fit the spec: image_size={self._spec.image_size} with its {self._heads.kind} heads and "
+                f"{len(self._spec.classes)} classes asks for {wanted}, one B for all; found {found}: export the model again with "
+                "`rookery export`, or correct image_size, classes or heads (docs/decoding.md)"
+            )
+        for name in self._shapes:
+            if raw[name].size and np.isnan(raw[name].min()):  # the smallest is NaN where any is
+                count = int(np.isnan(raw[name]).sum())
+                raise InputError(f"{name} holds {count} values that are not a number: the model diverged; use another checkpoint")
+
+    def __call__(self, raw: Mapping[str, np.ndarray]) -> list[Found]:
+        """What each image of a batch shows; there is no cap on the number of objects.
+
+        Args:
+          raw: arrays by name, with the shapes of `survey.heads`; float32, or float16 or bfloat16, which are widened first.
+
+        Returns:
+          One `Found` per image.
+
+        Raises:
+          InputError: the arrays contradict the spec.
+        """
+        raw = {name: np.asarray(value) for name, value in raw.items()}
+        self.check(raw)
+        arrays = {name: np.ascontiguousarray(raw[name], np.float32) for name in self._shapes}
+        return [self._image({name: array[i] for name, array in arrays.items()}) for i in range(len(arrays[self.outputs[0]]))]
+
+    def _image(self, raw: dict[str, np.ndarray]) -> Found:
+        found, complete = self._suppressed(raw, self._most)
+        # Suppression goes from the best down, so that the first `most` of the best candidates are the first of all.
+        if not complete and len(found.scores) < (self._most or 0):
+            found, _ = self._suppressed(raw, None)
+        return found
+
+    def _suppressed(self, raw: dict[str, np.ndarray], most: int | None) -> tuple[Found, bool]:
+        """What an image shows, and whether all its candidates were looked at, not only the best, which mostly are enough."""
+        spec, heads = self._spec, self._heads
+        parts, complete = (
+            self._retinanet(raw, heads, most) if isinstance(heads, RetinaNetHeads) else (self._yolo(raw, heads), True)
+        )
+        found, scores, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        found = boxes.clip(found, spec.image_size, spec.image_size)
+        # A box beyond the patch shows nothing. The floor is compared with the score itself, after the generous look at logits.
+        alive = (boxes.area(found) > 0) & (scores >= np.float32(spec.score_floor))
+        found, scores, columns = found[alive], scores[alive], columns[alive]
+        if self._method in (suppression.CLASS, suppression.AGNOSTIC):
+            classes = columns if self._method == suppression.CLASS else None
+            kept = suppression.hard(found, scores, classes, spec.nms_iou)
+            scores = scores[kept]
+        else:
+            kept, scores = suppression.soft(found, scores, columns, spec.nms_iou, spec.score_floor, self._method)
+        kept, scores = kept[: self._most], scores[: self._most]
+        return Found(found[kept], scores, (columns[kept] + 1).astype(np.int32)), complete
+
+    def _retinanet(
+        self, raw: dict[str, np.ndarray], heads: RetinaNetHeads, most: int | None
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], bool]:
+        """(boxes, scores, class columns from 0) of the candidates of each array; whether these are all."""
+        width = len(self._spec.classes) + heads.background
+        candidates = []
+        for name, anchors in self._anchors.items():
+            logits = raw["raw_scores" if heads.layout == FLAT else name.replace("box_", "cls_")].reshape(-1)
+            chosen = np.flatnonzero(logits >= self._least)
+            if heads.background:
+                chosen = chosen[chosen % width > 0]
+            candidates.append((name, anchors, chosen, logits[chosen]))
+        least = -math.inf
+        if most is not None and self._method in (suppression.CLASS, suppression.AGNOSTIC):
+            least = _least_of_best(np.concatenate([logits for *_, logits in candidates]), most)
+        parts = []
+        for name, anchors, chosen, logits in candidates:
+            chosen, logits = chosen[logits >= least], logits[logits >= least]
+            rows, columns = np.divmod(chosen, width)
+            regressions = raw[name].reshape(-1, 4)[rows]
+            found = decode_boxes(regressions, anchors[rows], heads.box_scales, heads.largest_log_ratio)
+            parts.append((found, sigmoid(logits), columns - heads.background))
+        return parts, least == -math.inf
+
+    def _yolo(self, raw: dict[str, np.ndarray], heads: YoloHeads) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(boxes, scores, class columns from 0) of the candidates of each level."""
+        parts = []
+        scales = heads.scale_xy or (1.0,) * len(heads.levels)
+        for level, anchors_px, scale_xy in zip(heads.levels, heads.anchors_px, scales, strict=True):
+            values = raw[f"raw_output_{level}"].reshape(-1, 5 + len(self._spec.classes))
+            likely = np.flatnonzero(values[:, 4] >= self._least)  # a product of sigmoids is below each of them
+            values = values[likely]
+            objectness, probabilities = sigmoid(values[:, 4:5]), sigmoid(values[:, 5:])
+            scores = objectness * probabilities
+            rows, columns = np.nonzero(scores >= np.float32(self._spec.score_floor))
+            cells, which = np.divmod(likely[rows], len(anchors_px))
+            grid = np.stack(np.divmod(cells, self._spec.image_size >> level), axis=1)  # (row, column)
+            sides = np.array(anchors_px, np.float32)[which, ::-1]  # (height, width)
+            found = decode_yolo(values[rows, :4], grid, sides, 2**level, scale_xy, heads.box_type)
+            parts.append((found, scores[rows, columns], columns))
+        return parts
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -39,13 +242,19 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
 
 
-def decode_boxes(raw_boxes: np.ndarray, anchors: np.ndarray, box_scales: tuple[float, float, float, float]) -> np.ndarray:
-    """Boxes of the regressions; the formula stands at the top of this module.
+def decode_boxes(
+    raw_boxes: np.ndarray,
+    anchors: np.ndarray,
+    box_scales: tuple[float, float, float, float],
+    largest_log_ratio: float = LARGEST_LOG_RATIO,
+) -> np.ndarray:
+    """Boxes of a RetinaNet's regressions; the formula stands at the top of this module.
 
     Args:
       raw_boxes: float [..., 4], (ty, tx, th, tw).
       anchors: float32 [..., 4], yxyx in patch pixels.
       box_scales: the box coder's (sy, sx, sh, sw).
+      largest_log_ratio: limit of th / sh and tw / sw.
 
     Returns:
       float32 [..., 4], yxyx in patch pixels, not clipped to the patch.
@@ -53,7 +262,7 @@ def decode_boxes(raw_boxes: np.ndarray, anchors: np.ndarray, box_scales: tuple[f
     scaled = raw_boxes.astype(np.float32) / np.array(box_scales, np.float32)
     sides = anchors[..., 2:] - anchors[..., :2]
     centers = scaled[..., :2] * sides + (anchors[..., :2] + np.float32(0.5) * sides)
-    sides = np.exp(np.minimum(scaled[..., 2:], np.float32(LARGEST_LOG_RATIO))) * sides
+    sides = np.exp(np.minimum(scaled[..., 2:], np.float32(largest_log_ratio))) * sides
     low = centers - np.float32(0.5) * sides
     return np.concatenate([low, low + sides], axis=-1)
 
@@ -75,64 +284,41 @@ def encode_boxes(boxes_px: np.ndarray, anchors: np.ndarray, box_scales: tuple[fl
     return (raw * np.array(box_scales)).astype(np.float32)
 
 
-def detect(
-    raw_boxes: np.ndarray, raw_scores: np.ndarray, spec: ModelSpec, anchors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What one patch shows. There is no cap on the number of objects.
-
-    Scores come first and only survivors are decoded: of the tens of thousands of anchors of a patch, all but some hundreds are
-    background, and their boxes need not exist.
+def decode_yolo(
+    raw: np.ndarray, cells: np.ndarray, anchor_sides_px: np.ndarray, stride: int, scale_xy: float, box_type: str
+) -> np.ndarray:
+    """Boxes of a YOLO's regressions; the formula stands at the top of this module.
 
     Args:
-      raw_boxes: float [N, 4], (ty, tx, th, tw) of every anchor.
-      raw_scores: float [N, K], logits of every anchor and class.
-      spec: of the model that gave them.
-      anchors: float32 [N, 4], `spec.anchors.boxes(spec.image_size)`; made once by the caller, used for every patch.
+      raw: float32 [M, 4], (tx, ty, tw, th): x comes first in YOLO.
+      cells: int [M, 2], (row, column) of the cell.
+      anchor_sides_px: float32 [M, 2], (height, width).
+      stride: pixels a cell.
+      scale_xy: of the level.
+      box_type: "original" or "scaled".
 
     Returns:
-      (boxes_patch_px float32 [M, 4], scores float32 [M] in [spec.score_floor, 1], class_ids int32 [M] from 1), best score first.
-
-    Raises:
-      InputError: the shapes contradict the spec.
+      float32 [M, 4], yxyx in patch pixels, not clipped to the patch.
     """
-    check_shapes(raw_boxes.shape, raw_scores.shape, spec)
-    rows, columns = np.nonzero(raw_scores >= _least_logit(spec.score_floor))
-    scores = sigmoid(raw_scores[rows, columns].astype(np.float32))
-    alive = scores >= np.float32(spec.score_floor)
-    rows, columns, scores = rows[alive], columns[alive], scores[alive]
-
-    found = decode_boxes(raw_boxes[rows], anchors[rows], spec.box_scales)
-    found = boxes.clip(found, spec.image_size, spec.image_size)
-    solid = boxes.area(found) > 0  # a box beyond the patch shows nothing
-    found, scores, class_ids = found[solid], scores[solid], (columns[solid] + 1).astype(np.int32)
-
-    kept = boxes.nms(found, scores, spec.nms_iou, class_ids)
-    return found[kept], scores[kept], class_ids[kept]
+    t_center, t_side = raw[:, 1::-1], raw[:, 3:1:-1]  # (y, x), (h, w)
+    scale = np.float32(scale_xy)
+    centers = (cells.astype(np.float32) + sigmoid(t_center) * scale - np.float32(0.5) * (scale - 1)) * np.float32(stride)
+    with np.errstate(over="ignore"):  # an untrained head may say e^100; an infinite side is clipped to the patch like a long one
+        factor = np.square(2 * sigmoid(t_side)) if box_type == SCALED else np.exp(t_side)
+        half = factor * anchor_sides_px / 2
+    return np.concatenate([centers - half, centers + half], axis=1)
 
 
-def check_shapes(boxes_shape: tuple[int, ...], scores_shape: tuple[int, ...], spec: ModelSpec) -> None:
-    """Refuses raw heads that cannot belong to a spec.
-
-    Args:
-      boxes_shape: of one patch's or of a batch's `raw_boxes`.
-      scores_shape: of their `raw_scores`.
-      spec: what they should fit.
-
-    Raises:
-      InputError: prints both shapes and what the spec asks for.
-    """
-    count, classes = sum(spec.anchors.counts(spec.image_size).values()), len(spec.classes)
-    if boxes_shape[-2:] != (count, 4) or scores_shape[-2:] != (count, classes) or boxes_shape[:-2] != scores_shape[:-2]:
-        raise InputError(
-            f"raw_boxes {list(boxes_shape)} and raw_scores {list(scores_shape)} do not fit model.json: "
-            f"image_size={spec.image_size} with its anchors and {classes} classes asks for [..., {count}, 4] and "
-            f"[..., {count}, {classes}]; "
-            "export the model again with `rookery export`"
-        )
+def _least_of_best(logits: np.ndarray, most: int) -> float:
+    """The logit from which a candidate is worth a look when `most` detections are wanted; -inf where all are."""
+    if len(logits) <= _MANY * most:
+        return -math.inf
+    last = len(logits) - max(_SOME * most, 1)
+    return float(np.partition(logits, last)[last])
 
 
 def _least_logit(score_floor: float) -> float:
     """A logit such that every score of the floor or more lies above it."""
     if not 0 <= score_floor < 1:
-        raise InputError(f"score_floor={score_floor} in model.json: must be from 0 to below 1")
+        raise InputError(f"score_floor={score_floor}: must be from 0 to below 1")
     return -math.inf if score_floor == 0 else math.log(score_floor / (1 - score_floor)) - _LOGIT_SLACK

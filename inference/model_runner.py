@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from inference import decode
+from inference.decode import Decoder
 from survey.errors import InputError
 from survey.model import SAVED_MODEL, ModelSpec
 
@@ -20,15 +20,16 @@ SIGNATURE = "raw"
 class ModelRunner:
     """An exported model, loaded once, that turns pixels into raw heads in batches of one static shape.
 
-    TensorFlow puts it on the worker's accelerator when there is one, on the CPU otherwise.
+    TensorFlow puts it on the worker's GPU when there is one, on the CPU otherwise.
 
     Args:
-      folder: of the model, with `saved_model/` in it.
+      folder: of the model, with `saved_model/` in it; local, or gs://, which TensorFlow reads by itself.
       spec: its `model.json`.
       batch_size: patches per call of the model; a model exported for a fixed batch keeps its own.
 
     Raises:
-      InputError: there is no SavedModel, it lacks the signature `raw`, or it was made for another image size.
+      InputError: there is no SavedModel, it lacks the signature `raw` or arrays that the spec asks for, or it was made for
+        another image size.
     """
 
     def __init__(self, folder: str, spec: ModelSpec, batch_size: int) -> None:
@@ -37,7 +38,6 @@ class ModelRunner:
             raise InputError(f"{path} is not a SavedModel: write it with `rookery export`")
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # several worker processes may share one
-        self._spec = spec
         self._model = tf.saved_model.load(path)  # kept: its variables die with it
         if SIGNATURE not in self._model.signatures:
             known = ", ".join(self._model.signatures) or "none"
@@ -51,30 +51,34 @@ class ModelRunner:
                 f"{path}: signature {SIGNATURE!r} takes {sorted(inputs)} of shape {shape}, but model.json asks for images "
                 f"[batch, {side}, {side}, 3]; export the model again with `rookery export`"
             )
-        self.batch_size = shape[0] or batch_size
+        self._outputs = Decoder(spec).outputs
+        lacking = sorted(set(self._outputs) - set(self._call.structured_outputs))
+        if lacking:
+            raise InputError(
+                f"{path}: signature {SIGNATURE!r} gives {', '.join(sorted(self._call.structured_outputs))}, but the heads in "
+                f"model.json also ask for {', '.join(lacking)}; export the model again with `rookery export`"
+            )
+        self.batch_size: int = shape[0] or batch_size
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Raw heads of any number of patches.
 
         Args:
           images: uint8 [n, image_size, image_size, 3], RGB.
 
         Returns:
-          (raw_boxes float32 [n, N, 4], raw_scores float32 [n, N, K]).
-
-        Raises:
-          InputError: the model's outputs contradict its spec.
+          The arrays that the spec's decoder needs, by name, each float32 [n, ...].
         """
         parts = [self._batch(images[i : i + self.batch_size]) for i in range(0, len(images), self.batch_size)]
-        return np.concatenate([boxes for boxes, _ in parts]), np.concatenate([scores for _, scores in parts])
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
-    def _batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self, images: np.ndarray) -> dict[str, np.ndarray]:
         missing = self.batch_size - len(images)
-        # One static shape, also for the last batch: a new shape would compile the model anew.
-        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        out = self._call(images=tf.constant(padded))
-        if not {"raw_boxes", "raw_scores"} <= set(out):
-            raise InputError(f"signature {SIGNATURE!r} gives {sorted(out)}: must give raw_boxes and raw_scores")
-        raw_boxes, raw_scores = out["raw_boxes"].numpy(), out["raw_scores"].numpy()
-        decode.check_shapes(raw_boxes.shape, raw_scores.shape, self._spec)
-        return raw_boxes[: len(images)].astype(np.float32), raw_scores[: len(images)].astype(np.float32)
+        if missing:
+            # One static shape, also for the last batch: a new shape would compile the model anew.
+            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        out = self._call(images=tf.constant(images))
+        count = self.batch_size - missing
+        return {name: out[name].numpy()[:count].astype(np.float32, copy=False) for name in self._outputs}

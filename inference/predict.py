@@ -1,53 +1,64 @@
 """`rookery predict`: model + mosaics -> detections and counts.
 
 Plans the patches of all mosaics, has Beam's workers search them (inference.transforms), then stitches the seams of each mosaic
-(inference.stitch) and writes the detections (survey.detections) and their views (inference.views).
+(inference.stitch) and writes the detections (survey.detections) and their views (inference.outputs). docs/predict.md explains it.
 """
 
 import dataclasses
+import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from beam_jobs import quiet
-from inference import parts, stitch, views
-from survey import detections, files, flags, model, provenance
+from inference import fuse, mismatch, parts, plan, stitch
+from inference.outputs import writing
+from inference.parts import Part
+from inference.plan import Planned
+from survey import boxes, detections, files, flags, model, provenance
 from survey import mosaics as survey_mosaics
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
-from survey.geometry import Mosaic
+from survey.model import ModelSpec
 from survey.progress import Progress, Watch
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from inference.transforms import PatchRun
-
 PROG = "rookery predict"
-
-# Patches in a work item. Enough that opening a mosaic and spreading the work cost little beside the model, few enough that a
-# small survey still keeps several workers busy and that little is lost when one of them dies.
-PATCHES_PER_RUN = 16
-
-# Objects of one kind differ more than this among themselves, and training varies the scale by more.
-GSD_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Runs a trained model over mosaics and writes every object once: detections, map, and counts.
 
-    Flags of Apache Beam (--runner, --direct_num_workers, ...) are handed on to it.
+    A run that was cut short goes on when the same command is given again. Flags of Apache Beam (--runner, --direct_num_workers,
+    ...) are handed on to it.
     """
 
-    model: str = flags.flag("folder written by `rookery export`")
+    model: tuple[str, ...] = flags.flag("folder written by `rookery export`; several, with commas between, are fused")
     mosaics: str = flags.flag("glob pattern of the images to search, quoted")
     output: str = flags.flag("folder for the detections; workers and launcher must both see it")
     overlap: int | None = flags.flag("pixels that neighbouring patches share (default: the model's own)", default=None)
+    gsd_m: float | None = flags.flag(
+        "resample the mosaics to this ground resolution in metres a pixel while searching; boxes stay in their own pixels",
+        default=None,
+    )
+    flips: str = flags.flag(
+        "also look at each patch mirrored this way and fuse what is seen; twice or four times the work",
+        default="none",
+        choices=fuse.FLIPS,
+    )
     batch_size: int = flags.flag("patches per call of the model; changes speed and memory, not the result", default=8)
     score_threshold: float | None = flags.flag(
         "a detection counts from this score on (default: the model's own, chosen on validation)", default=None
+    )
+    formats: tuple[str, ...] = flags.flag(
+        "files to write beside the table; more can be had later with `rookery convert`", default=writing.DEFAULT_FORMATS
     )
 
     def __post_init__(self) -> None:
@@ -55,8 +66,12 @@ class Options:
             raise InputError(f"--batch_size={self.batch_size}: must be at least 1")
         if self.overlap is not None and self.overlap < 0:
             raise InputError(f"--overlap={self.overlap}: must be 0 px or more; about the size of a large object is right")
+        if self.gsd_m is not None and not 0 < self.gsd_m < float("inf"):
+            raise InputError(f"--gsd_m={self.gsd_m}: must be above 0; model.json says what the model was trained at")
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise InputError(f"--score_threshold={self.score_threshold}: must be from 0 to 1")
+        if "" in self.model or len(set(self.model)) < len(self.model):
+            raise InputError(f"--model={','.join(self.model)}: must be different folders, separated by single commas")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -69,73 +84,79 @@ def run(argv: Sequence[str]) -> int:
       The exit code.
 
     Raises:
-      InputError: something given cannot be used; nothing was written.
+      InputError: something given cannot be used. Nothing was written, or what was finished is kept and the error says so.
     """
     options, rest = flags.parse(Options, argv, prog=PROG, passthrough=True)
-    spec = model.read(options.model)
-    overlap_px = spec.overlap_px if options.overlap is None else options.overlap
-    threshold = spec.score_threshold if options.score_threshold is None else options.score_threshold
-    if threshold < spec.score_floor:
+    specs = tuple(model.read(folder) for folder in options.model)
+    together = fuse.common(specs, options.model)
+    overlap_px = together.overlap_px if options.overlap is None else options.overlap
+    threshold = together.score_threshold if options.score_threshold is None else options.score_threshold
+    if threshold < together.score_floor:
         raise InputError(
-            f"--score_threshold={threshold}: must be at least the model's score_floor={spec.score_floor}, "
+            f"--score_threshold={threshold}: must be at least the model's score_floor={together.score_floor}, "
             "below which it keeps no detections"
         )
+    writing.check_formats(options.formats)
     paths = files.match(options.mosaics, "mosaics")
-    mosaics = survey_mosaics.read(paths, patch_size=spec.image_size, overlap_px=overlap_px)
-    _refuse_another_resolution(mosaics, spec.gsd_m)
+    found = survey_mosaics.read(paths, patch_size=together.image_size, overlap_px=overlap_px)
+    pairs = plan.at_resolution(found, options.gsd_m, patch_size=together.image_size, overlap_px=overlap_px)
+    mosaics = tuple(mosaic for mosaic, _ in pairs)
+    warnings = [
+        text
+        for folder, spec in zip(options.model, specs, strict=True)
+        for text in mismatch.warnings(spec, mosaics, options.gsd_m, model=folder)
+    ]
+    settings = {
+        "model": _digest(options.model),
+        "overlap_px": overlap_px,
+        "patch_size": together.image_size,
+        "gsd_m": options.gsd_m,
+        "flips": options.flips,
+    }
     manifest = Manifest(
-        model=options.model,
-        model_digest=model.digest(options.model),
-        classes=spec.classes,
+        model=",".join(options.model),
+        model_digest=str(settings["model"]),
+        classes=together.classes,
         score_threshold=threshold,
         mosaics=mosaics,
         counts={},
         counters={},
-        options={"overlap_px": overlap_px, "mosaics": options.mosaics, "batch_size": options.batch_size},
+        options={
+            **{name: value for name, value in settings.items() if name != "model"},
+            "mosaics": options.mosaics,
+            "batch_size": options.batch_size,
+            "warnings": warnings,
+        },
         versions=provenance.versions("apache-beam", "numpy", "rasterio", "tensorflow"),
     )
     chosen = _beam_options(rest, options)
     if _already_done(options.output, manifest):
-        print(f"{options.output} already holds this very prediction: nothing to do")
+        print(f"{options.output} already holds this very prediction: nothing to do; `rookery convert` writes other formats")
         return 0
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
 
-    _search(options, chosen, spec, mosaics, overlap_px)
-    found, counters = _stitch(options.output, spec, mosaics, overlap_px)
-    counters["detections"] = sum(map(len, found.values()))
-    counts = views.count(found, spec.classes, threshold)
+    planned = [
+        Planned(mosaic, searched, together.image_size, overlap_px, parts.key(settings, mosaic.sha256))
+        for mosaic, searched in pairs
+    ]
+    _search(options, chosen, specs, planned, together=together, settings=settings)
+    result, counters = _stitch(options.output, planned, together.nms_iou)
+    counters["detections"] = sum(map(len, result.values()))
+    counts = writing.count(result, together.classes, threshold)
     manifest = dataclasses.replace(manifest, counts=counts, counters=counters)
-    views.write(options.output, manifest, found)
-    detections.write(options.output, manifest, found)  # last: its manifest says that the folder is complete
+    notes: list[str] = []
+    written = writing.write(options.output, manifest, result, options.formats, notes=notes)
+    detections.write(options.output, manifest, result)  # last: its manifest says that the folder is complete
     parts.clear(options.output)
-    print(_summary(options, manifest))
+    print(_summary(options, manifest, [f"wrote {options.output}: {', '.join([detections.TABLE, *written])}", *notes]))
     return 0
 
 
-def _refuse_another_resolution(mosaics: Sequence[Mosaic], gsd_m: float | None) -> None:
-    """A model that was trained at one ground resolution finds objects of the size they have there.
-
-    Raises:
-      InputError: the model has a resolution, and a mosaic another one or none.
-    """
-    for mosaic in mosaics:
-        if gsd_m is not None and (mosaic.gsd_m is None or abs(mosaic.gsd_m / gsd_m - 1) > GSD_TOLERANCE):
-            has = "no known ground resolution" if mosaic.gsd_m is None else f"{mosaic.gsd_m:g} m a pixel"
-            raise InputError(
-                f"{mosaic.path} has {has}, the model was trained at {gsd_m:g} m (`rookery shard --gsd_m`): objects would have "
-                f"another size than it knows; resample the mosaic with gdalwarp -tr {gsd_m:g} {gsd_m:g} -r average"
-            )
-
-
-def plan(mosaics: Sequence[Mosaic], patch_size: int, overlap_px: int) -> list[tuple[Mosaic, range]]:
-    """The work items: runs of neighbouring patches, by their numbers within their mosaic.
-
-    They follow from the survey alone, so that parts mean the same whatever the runner and the number of workers.
-    """
-    runs = []
-    for mosaic in mosaics:
-        count = len(mosaic.grid(patch_size, overlap_px))
-        runs += [(mosaic, range(i, min(i + PATCHES_PER_RUN, count))) for i in range(0, count, PATCHES_PER_RUN)]
-    return runs
+def _digest(folders: Sequence[str]) -> str:
+    """Names one model, or several in their order."""
+    digests = [model.digest(folder) for folder in folders]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _beam_options(argv: Sequence[str], options: Options) -> "PipelineOptions":
@@ -144,68 +165,87 @@ def _beam_options(argv: Sequence[str], options: Options) -> "PipelineOptions":
         from beam_jobs import dataflow, launch
 
     chosen = launch.options(argv, flags.names(Options), prog=PROG)
-    dataflow.refuse_local(chosen, {"model": options.model, "mosaics": options.mosaics, "output": options.output})
+    for folder in options.model:
+        dataflow.refuse_local(chosen, {"model": folder, "mosaics": options.mosaics, "output": options.output})
     return chosen
 
 
 def _search(
-    options: Options, chosen: "PipelineOptions", spec: model.ModelSpec, mosaics: Sequence[Mosaic], overlap_px: int
+    options: Options,
+    chosen: "PipelineOptions",
+    specs: tuple[ModelSpec, ...],
+    planned: Sequence[Planned],
+    *,
+    together: ModelSpec,
+    settings: dict[str, Any],
 ) -> None:
-    """Has the workers search all patches, each run of them into a part."""
+    """Has the workers search the patches of all parts that are not there yet.
+
+    Raises:
+      InputError: the folder belongs to another run, or a worker found what the headers did not show.
+    """
     import apache_beam as beam
 
     from beam_jobs import launch
     from inference import transforms
 
-    settings = transforms.SearchSettings(options.model, spec, overlap_px, options.batch_size, options.output)
-    planned = plan(mosaics, spec.image_size, overlap_px)
-    runs: list[PatchRun] = [transforms.PatchRun(mosaic, patches.start, patches.stop) for mosaic, patches in planned]
-    wanted = _part_ids(planned)
-    parts.clear(options.output)  # of a run that did not get to its end
-    files.make_folder(options.output)
-    progress = Progress("predict", sum(map(len, wanted)), "patches", mpx=spec.image_size**2 / 1e6)
+    wanted = [part for one in planned for part in one.parts]
     try:
-        with Watch(progress, lambda: parts.patches_done(options.output)):
-            launch.run(chosen, lambda pipeline: pipeline | "Runs" >> beam.Create(runs) | "Search" >> transforms.Search(settings))
-    except InputError:  # a worker found what the headers did not show: a damaged mosaic, a model that contradicts its spec
-        parts.clear(options.output)
-        files.remove_empty_folder(options.output)
-        raise
-    lost = parts.missing(options.output, wanted)
-    if lost:
+        changed = parts.begin(options.output, settings, {one.mosaic.name: one.mosaic.sha256 for one in planned})
+    except OSError as error:
+        raise InputError(f"--output={options.output} cannot be written to: {error}; give a folder that can") from error
+    if changed:
+        print(f"changed since the run that was cut short, searched anew: {', '.join(changed)}")
+    missing = parts.missing(options.output, wanted)
+    total = sum(map(len, wanted))
+    done = total - sum(map(len, missing))
+    if done:
+        print(f"going on: {done:,} of {total:,} patches were finished by a run that was cut short")
+    if missing:
+        work = transforms.SearchSettings(options.model, specs, together, options.flips, options.batch_size, options.output)
+        runs = plan.items(planned, missing)
+        progress = Progress("predict", total, "patches", mpx=together.image_size**2 / 1e6, start=done)
+        try:
+            with Watch(progress, lambda: parts.patches_done(options.output, wanted)):
+                launch.run(chosen, lambda pipeline: pipeline | "Runs" >> beam.Create(runs) | "Search" >> transforms.Search(work))
+        except InputError as error:
+            raise _with_what_is_kept(options.output, wanted, error) from error
+    if lost := parts.missing(options.output, wanted):
         raise InputError(
             f"the workers' results are not in --output={options.output} ({len(lost)} of {len(wanted)} parts are missing, the "
-            f"first for patches {lost[0].start} to {lost[0].stop - 1}): give a folder that workers and launcher both see"
+            f"first is {lost[0].file}): give a folder that workers and launcher both see"
         )
 
 
-def _stitch(
-    output: str, spec: model.ModelSpec, mosaics: Sequence[Mosaic], overlap_px: int
-) -> tuple[dict[str, Detections], dict[str, int]]:
-    """Stitches what lies in the parts, one mosaic at a time: (detections by mosaic, counters)."""
-    found: dict[str, Detections] = {}
+def _with_what_is_kept(output: str, wanted: Sequence[Part], error: InputError) -> InputError:
+    """The error of a worker, with what becomes of the work done until then."""
+    done = parts.patches_done(output, wanted)
+    if not done:
+        parts.clear(output)
+        files.remove_empty_folder(output)
+        return error
+    return InputError(
+        f"{error}. {done:,} of {sum(map(len, wanted)):,} patches are finished and kept in {os.path.join(output, parts.FOLDER)}: "
+        "mend that, or leave the file out of --mosaics, and run the same command again; it goes on from there"
+    )
+
+
+def _stitch(output: str, planned: Sequence[Planned], nms_iou: float) -> tuple[dict[str, Detections], dict[str, int]]:
+    """Stitches what lies in the parts, one mosaic at a time: (detections by mosaic, in its own pixels; counters)."""
+    result: dict[str, Detections] = {}
     counters: dict[str, int] = {}
-    for mosaic in mosaics:
-        pieces = []
-        for patch_ids in _part_ids(plan([mosaic], spec.image_size, overlap_px)):
-            piece, counted = parts.read(output, patch_ids)
-            pieces.append(piece)
-            _add(counters, counted)
-        grid = mosaic.grid(spec.image_size, overlap_px)
-        claimed = parts.concatenate(pieces)
-        found[mosaic.name], counted = stitch.stitch(claimed, grid, first_patch_id=mosaic.first_patch_id, nms_iou=spec.nms_iou)
-        _add(counters, counted)
-    return found, counters
-
-
-def _part_ids(planned: Sequence[tuple[Mosaic, range]]) -> list[range]:
-    """The patches of each work item, numbered over the survey."""
-    return [range(m.first_patch_id + patches.start, m.first_patch_id + patches.stop) for m, patches in planned]
-
-
-def _add(total: dict[str, int], more: dict[str, int]) -> None:
-    for name, value in more.items():
-        total[name] = total.get(name, 0) + value
+    for one in planned:
+        claimed, counted = parts.read(output, one.parts)
+        parts.add(counters, counted)
+        found, counted = stitch.stitch(claimed, one.grid, first_patch_id=0, nms_iou=nms_iou)
+        parts.add(counters, counted)
+        own_px = found.boxes_mosaic_px
+        if one.scale != (1.0, 1.0):
+            own_px = (own_px.astype(np.float64) * [*one.scale, *one.scale]).astype(np.float32)
+            own_px = boxes.clip(own_px, one.mosaic.height, one.mosaic.width)
+        patch_ids = found.patch_ids + one.mosaic.first_patch_id
+        result[one.mosaic.name] = dataclasses.replace(found, boxes_mosaic_px=own_px, patch_ids=patch_ids)
+    return result, counters
 
 
 def _already_done(output: str, manifest: Manifest) -> bool:
@@ -228,16 +268,18 @@ def _already_done(output: str, manifest: Manifest) -> bool:
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What makes two predictions the same; where files lie and the batch size do not."""
+    """What makes two predictions the same; where files lie, their formats and the batch size do not."""
     return {
         "model": manifest.model_digest,
         "mosaics": [(mosaic.name, mosaic.sha256) for mosaic in manifest.mosaics],
         "score_threshold": manifest.score_threshold,
-        "overlap": manifest.options["overlap_px"],
+        "overlap": manifest.options.get("overlap_px"),
+        "gsd_m": manifest.options.get("gsd_m"),
+        "flips": manifest.options.get("flips", "none"),
     }
 
 
-def _summary(options: Options, manifest: Manifest) -> str:
+def _summary(options: Options, manifest: Manifest, about_files: Sequence[str]) -> str:
     """The closing words: counts, what the map's coordinates are, where files lie, what comes next."""
     header = ["mosaic", *manifest.classes]
     rows = [[name, *map(str, tally.values())] for name, tally in manifest.counts.items()]
@@ -248,13 +290,15 @@ def _summary(options: Options, manifest: Manifest) -> str:
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in [header, *rows]
     ]
-    frames = sorted({views.frame(mosaic) for mosaic in manifest.mosaics})
+    frames = sorted({writing.frame(mosaic) for mosaic in manifest.mosaics})
+    warnings = len(manifest.options["warnings"])
     return "\n".join(
         [
             f"objects with a score of {manifest.score_threshold:g} or more:",
             *table,
-            f"wrote {options.output}: {detections.TABLE}, {views.CSV}, {views.GEOJSON}, {views.COCO}, {views.COUNTS}",
-            f"{views.GEOJSON} is in {'; '.join(frames)}",
+            *([f"mind the {warnings} warning{'s' * (warnings > 1)} above"] if warnings else []),
+            *about_files,
+            f"coordinates: {'; '.join(frames)}",
             f"next: rookery evaluate --detections={options.output} --annotations='...', or "
             f"rookery report --detections={options.output}",
         ]

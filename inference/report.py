@@ -1,37 +1,45 @@
-"""`rookery report`: detections (and their evaluation) -> one HTML file that opens anywhere, offline.
+"""`rookery report`: detections, their evaluation and their estimates -> one HTML file that opens anywhere, offline.
 
-Nothing in it points outside: pictures are data URIs, charts are inline SVG, there is no script, and a Content-Security-Policy in
-the page forbids everything else. Size: overviews of at most MAX_MAPS mosaics share OVERVIEW_BYTES, drawn boxes are at most
-MAX_BOXES, crops at most 24 of 256 px: about 2 MB for one mosaic, 30 MB at the very most, besides the table of counts.
+Nothing in it points outside: pictures are data URIs, charts are inline SVG, and a Content-Security-Policy in the page forbids
+everything else. It allows one script, ours, by its hash. Size: pictures of the maps share overlays.PICTURE_BYTES, detections
+in the page are at most embedded.MAX_DETECTIONS, crops at most 48 of 256 px: 2 to 4 MB for one mosaic, MAX_MB at the very
+most, besides the table of counts. docs/report.md says what is shown.
 """
 
-import dataclasses
+import base64
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+from markupsafe import Markup
 
-from inference import charts, evaluation, pictures
+from inference import estimates, evaluation
+from inference.estimates import Estimates
 from inference.evaluate import digests
 from inference.evaluation import Evaluation
-from inference.pictures import FN, FP, TP, Crop, Layer
+from inference.page import charts, checks, embedded, overlays, table
+from inference.page.embedded import Judged, Truths
+from inference.page.overlays import Box
 from survey import detections as detections_contract
-from survey import drawing, files, flags, provenance
+from survey import drawing, files, flags, provenance, reliability
 from survey import model as model_contract
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
-from survey.geometry import Mosaic
 from survey.metrics import CountError
+from survey.model import ModelSpec
 from survey.raster import Raster
 
+PAGE = os.path.join(os.path.dirname(__file__), "page")
 TEMPLATE = "report.html"
-MAX_MAPS = 40  # more are listed in the table of counts, but not drawn
-OVERVIEW_BYTES = 16 << 20  # JPEG bytes of all overviews together; base64 adds a third
-MAX_BOXES = 100_000  # drawn over all maps; the page says so where some are left out
-CROPS = 8  # in each row of examples
+SCRIPTS = ("map.js", "report.js")
+# Pictures 17, detections 6, annotated objects 6, boxes for pages without scripts 1, crops 4, the rest 1 MB.
+MAX_MB = 35
+CALIBRATION_BINS = 5  # of the detections that count: of 200 each bin still has 40
 
 
 @dataclass(frozen=True)
@@ -51,66 +59,31 @@ class Options:
 
 
 @dataclass(frozen=True)
-class CountRow:
-    """A line of the table of counts. `error` is None where there are no annotations, `per_ha` where the pixel size is unknown."""
-
-    mosaic: str
-    class_name: str
-    found: int
-    error: CountError | None
-    per_ha: float | None
-
-
-@dataclass(frozen=True)
-class Map:
-    """A mosaic with its boxes.
+class Verdicts:
+    """An evaluation with its boxes.
 
     Attributes:
-      mosaic: what it is.
-      image: overview, a data URI.
-      layers: boxes over it.
-      drawn: boxes drawn at most per layer.
-      evaluated: whether layers are outcomes (else classes).
+      judged: the numbers.
+      boxes: verdicts at the first IoU asked for.
+      truths: the annotated objects by mosaic.
     """
 
-    mosaic: Mosaic
-    image: str
-    layers: tuple[Layer, ...]
-    drawn: int
-    evaluated: bool
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A row of examples."""
-
-    title: str
-    note: str
-    crops: tuple[Crop, ...]
-
-
-@dataclass(frozen=True)
-class Box:
-    """One box to show, from a detection or from a match."""
-
-    mosaic: str
-    class_name: str
-    outcome: str  # tp, fp, fn; "" where it was not judged
-    score: float | None
-    iou: float | None
-    box: tuple[float, float, float, float]
+    judged: Evaluation
+    boxes: list[Box]
+    truths: dict[str, Truths]
 
 
 def run(argv: Sequence[str]) -> int:
     """Writes the report."""
     options, _ = flags.parse(Options, argv, prog="rookery report")
     manifest, found = detections_contract.read(options.detections)
-    judged, boxes = _read_evaluation(options)
+    verdicts = _read_evaluation(options, manifest)
+    guessed = _read_estimates(options)
     paths = _find_mosaics(manifest, options.mosaics)
-    page = render(manifest, found, judged, boxes, paths)
-    files.write(options.output, page.encode())
-    print(headline(manifest, judged))
-    print(f"open {options.output} ({_size(len(page) / 1e6)} MB, one file, needs no network)")
+    page = render(manifest, found, verdicts, guessed, paths).encode()
+    files.write(options.output, page)
+    print(headline(manifest, None if verdicts is None else verdicts.judged))
+    print(f"open {options.output} ({table.size(len(page) / 1e6)} MB, one file, needs no network)")
     return 0
 
 
@@ -129,25 +102,43 @@ def headline(manifest: Manifest, judged: Evaluation | None) -> str:
     )
 
 
-def _read_evaluation(options: Options) -> tuple[Evaluation | None, list[Box]]:
-    """The evaluation and its boxes at the first IoU asked for; (None, []) when there is none."""
+def _read_evaluation(options: Options, manifest: Manifest) -> Verdicts | None:
+    """The evaluation with its boxes; None when there is none."""
     folder = options.evaluation or options.detections
     if not options.evaluation and not files.exists(os.path.join(folder, evaluation.FILE)):
-        return None, []
+        return None
     judged, matches = evaluation.read(folder)
-    if judged.detections != digests(options.detections):
-        raise InputError(
-            f"{os.path.join(folder, evaluation.FILE)} is about other detections than those in {options.detections}: "
-            "run `rookery evaluate` again"
-        )
-    first = judged.overall.at_iou[0].iou
+    _refuse_stale(os.path.join(folder, evaluation.FILE), judged.detections, options, "evaluate")
+    first = matches.filter(pc.equal(matches["at_iou"], judged.overall.at_iou[0].iou)).to_pylist()
     boxes = []
-    for row in matches.to_pylist():
-        if row["at_iou"] == first:
-            prefix = "truth_" if row["outcome"] == "fn" else ""
-            box = tuple(row[prefix + side] for side in ("y0", "x0", "y1", "x1"))
-            boxes.append(Box(row["mosaic"], row["class_name"], row["outcome"], row["score"], row["iou"], box))
-    return judged, boxes
+    objects: dict[str, list[tuple[float, ...]]] = {count.mosaic: [] for count in judged.counts}
+    for row in first:
+        truth = tuple(row["truth_" + side] for side in ("y0", "x0", "y1", "x1"))
+        box = truth if row["outcome"] == "fn" else tuple(row[side] for side in ("y0", "x0", "y1", "x1"))
+        kind = row["kind"] or ""
+        boxes.append(Box(row["mosaic"], row["class_name"], row["outcome"], kind, row["score"], row["iou"], box))
+        if row["outcome"] != "fp":
+            objects[row["mosaic"]].append((*truth, manifest.classes.index(row["class_name"]) + 1))
+    truths = {}
+    for name, rows in objects.items():
+        table = np.array(rows, float).reshape(-1, 5)
+        truths[name] = Truths(table[:, :4], table[:, 4].astype(np.int32))
+    return Verdicts(judged, boxes, truths)
+
+
+def _read_estimates(options: Options) -> Estimates | None:
+    """What `rookery count` wrote beside the detections; None when it did not."""
+    path = os.path.join(options.detections, estimates.FILE)
+    if not files.exists(path):
+        return None
+    guessed = estimates.read(options.detections)
+    _refuse_stale(path, guessed.detections, options, "count")
+    return guessed
+
+
+def _refuse_stale(path: str, made_of: dict[str, str], options: Options, verb: str) -> None:
+    if made_of != digests(options.detections):
+        raise InputError(f"{path} is about other detections than those in {options.detections}: run `rookery {verb}` again")
 
 
 def _find_mosaics(manifest: Manifest, pattern: str) -> dict[str, str]:
@@ -177,210 +168,128 @@ def _find_mosaics(manifest: Manifest, pattern: str) -> dict[str, str]:
 
 
 def render(
-    manifest: Manifest, found: dict[str, Detections], judged: Evaluation | None, boxes: list[Box], paths: dict[str, str]
+    manifest: Manifest,
+    found: dict[str, Detections],
+    verdicts: Verdicts | None,
+    guessed: Estimates | None,
+    paths: dict[str, str],
 ) -> str:
     """The page.
 
     Args:
       manifest: of the detections.
       found: detections by mosaic, best score first.
-      judged: their evaluation, if any.
-      boxes: the evaluation's verdicts.
+      verdicts: their evaluation, if any.
+      guessed: estimates of the true numbers, if any.
       paths: where each mosaic lies.
     """
+    judged = None if verdicts is None else verdicts.judged
+    truths = {} if verdicts is None else verdicts.truths
     counting = {name: one.take(one.scores >= np.float32(manifest.score_threshold)) for name, one in found.items()}
-    evaluated = set() if judged is None else {count.mosaic for count in judged.counts}
-    shown = boxes + [
-        box
-        for mosaic in manifest.mosaics
-        if mosaic.name not in evaluated
-        for box in _unjudged(mosaic, counting[mosaic.name], manifest)
-    ]
-    rows = list(_count_rows(manifest, counting, judged))
+    shown = [] if verdicts is None else list(verdicts.boxes)
+    for mosaic in manifest.mosaics:
+        if mosaic.name not in truths:
+            shown.extend(overlays.unjudged(mosaic, counting[mosaic.name], manifest))
+    rows = list(table.count_rows(manifest, counting, judged, guessed))
+    totals = table.totals(manifest, rows, guessed)
+    maps, pyramids = overlays.maps(manifest, shown, set(truths), paths)
+    ious = [] if judged is None else [one.iou for one in judged.overall.at_iou][: embedded.MAX_IOUS]
+    verdict_bits = {name: embedded.judge(found[name], true, len(manifest.classes), ious) for name, true in truths.items()}
     scores = np.concatenate([np.zeros(0, np.float32), *(one.scores for one in found.values())])
-    page = drawing.template(os.path.join(os.path.dirname(__file__), TEMPLATE), FILTERS)
+    data = embedded.block(manifest, found, truths, verdict_bits, ious, pyramids, most=embedded.MAX_DETECTIONS)
+    model = _model(manifest)
+    script = "\n".join(_source(name) for name in SCRIPTS)
+    page = drawing.template(os.path.join(PAGE, TEMPLATE), table.FILTERS)
     return page.render(
         manifest=manifest,
         judged=judged,
-        evaluated=evaluated,
+        evaluated=set(truths),
+        guessed=guessed,
+        strata=table.strata(guessed),
         rows=rows,
-        totals=_totals(manifest, rows),
-        hectares=_hectares(manifest.mosaics),
-        maps=list(_maps(manifest, shown, evaluated, paths)),
-        galleries=list(_galleries(manifest, shown, paths, judged)),
-        pr_charts=_pr_charts(judged),
+        totals=totals,
+        hectares=embedded.hectares(manifest.mosaics),
+        maps=maps,
+        kind_names=overlays.KIND_NAMES,
+        max_maps=overlays.MAX_MAPS,
+        galleries=overlays.galleries(manifest, shown, paths, judged, [one.index for one in maps]),
+        pr_charts=_pr_charts(judged, manifest),
+        reliability=_reliability(judged, found, verdict_bits),
         histogram=charts.histogram(scores, manifest.score_threshold),
         detections_of_any_score=len(scores),
-        max_maps=MAX_MAPS,
-        model=_model(manifest),
+        remarks=checks.remarks(
+            manifest,
+            model,
+            judged,
+            estimated=guessed is not None,
+            at_threshold=sum(map(len, counting.values())),
+            detections=len(scores),
+        ),
+        model=model,
+        class_styles=[drawing.class_style(i) for i in range(len(manifest.classes))],
+        data=data,
+        data_json=embedded.as_json(data),
+        held=sum(int((one.scores >= np.float32(data["lowest"])).sum()) for one in found.values()),
+        slider_from=_slider_from(data),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         now=provenance.now_utc(),
         versions=provenance.versions("jinja2", "numpy", "rasterio"),
     )
 
 
-def _unjudged(mosaic: Mosaic, one: Detections, manifest: Manifest) -> Iterator[Box]:
-    for box, score, class_id in zip(one.boxes_mosaic_px.tolist(), one.scores.tolist(), one.class_ids.tolist(), strict=True):
-        yield Box(mosaic.name, manifest.classes[class_id - 1], "", score, None, tuple(box))
+def _slider_from(data: dict[str, Any]) -> float:
+    """Where the slider begins: at the lowest score in the page, rounded so that all that is in it can be shown, and no less."""
+    rounding = math.floor if data["complete"] else math.ceil
+    return min(rounding(data["lowest"] * 1000) / 1000, 1.0)
 
 
-def _count_rows(manifest: Manifest, counting: dict[str, Detections], judged: Evaluation | None) -> Iterator[CountRow]:
-    true = {} if judged is None else {(count.mosaic, count.class_name): count.true for count in judged.counts}
-    for mosaic in manifest.mosaics:
-        area = _hectares([mosaic])
-        for class_id, name in enumerate(manifest.classes, start=1):
-            number = int((counting[mosaic.name].class_ids == class_id).sum())
-            objects = true.get((mosaic.name, name))
-            error = None if objects is None else CountError(number, objects)
-            yield CountRow(mosaic.name, name, number, error, number / area if area else None)
+def _source(name: str) -> str:
+    with open(os.path.join(PAGE, name), encoding="utf-8") as file:
+        return file.read()
 
 
-def _totals(manifest: Manifest, rows: Sequence[CountRow]) -> list[CountRow]:
-    """One row a class over all mosaics, after one over everything where there are several. Errors are over annotated mosaics."""
-    groups = [(name, [row for row in rows if row.class_name == name]) for name in manifest.classes]
-    if len(manifest.classes) > 1:
-        groups.insert(0, ("all classes", list(rows)))
-    area = _hectares(manifest.mosaics)
-    totals = []
-    for name, members in groups:
-        errors = [row.error for row in members if row.error is not None]
-        error = CountError(sum(e.found for e in errors), sum(e.true for e in errors)) if errors else None
-        number = sum(row.found for row in members)
-        totals.append(CountRow("all mosaics", name, number, error, number / area if area else None))
-    return totals
-
-
-def _hectares(mosaics: Sequence[Mosaic]) -> float | None:
-    """Area of the rasters, None when the pixel size of one is unknown. Pixels without data are part of it."""
-    if any(mosaic.gsd_m is None for mosaic in mosaics):
-        return None
-    return sum(mosaic.height * mosaic.width * (mosaic.gsd_m or 0) ** 2 for mosaic in mosaics) / 1e4
-
-
-def _maps(manifest: Manifest, shown: list[Box], evaluated: set[str], paths: dict[str, str]) -> Iterator[Map]:
-    by_mosaic: dict[str, list[Box]] = {mosaic.name: [] for mosaic in manifest.mosaics}
-    for box in shown:
-        by_mosaic[box.mosaic].append(box)
-    chosen = sorted(manifest.mosaics, key=lambda mosaic: -len(by_mosaic[mosaic.name]))[:MAX_MAPS]
-    for mosaic in sorted(chosen, key=manifest.mosaics.index):
-        here = sorted(by_mosaic[mosaic.name], key=_best_first)
-        judged = mosaic.name in evaluated
-        if judged:
-            groups = [("found, right", "tp", TP), ("found, false", "fp", FP), ("missed", "fn", FN)]
-            parts = [(label, [box for box in here if box.outcome == outcome], style) for label, outcome, style in groups]
-        else:
-            parts = [
-                (name, [box for box in here if box.class_name == name], drawing.class_style(i))
-                for i, name in enumerate(manifest.classes)
-            ]
-        most = MAX_BOXES // len(chosen) // len(parts)
-        layers = tuple(pictures.layer(label, _array(members), style, most) for label, members, style in parts)
-        with Raster(paths[mosaic.name]) as raster:
-            image = pictures.overview(raster, OVERVIEW_BYTES // len(chosen))
-        yield Map(mosaic, image, layers, most, judged)
-
-
-def _best_first(box: Box) -> tuple[float, float]:
-    y0, x0, y1, x1 = box.box
-    return (-(box.score or 0.0), -(y1 - y0) * (x1 - x0))
-
-
-def _array(boxes: Iterable[Box]) -> np.ndarray:
-    return np.array([box.box for box in boxes], float).reshape(-1, 4)
-
-
-def _galleries(manifest: Manifest, shown: list[Box], paths: dict[str, str], judged: Evaluation | None) -> Iterator[Gallery]:
-    ranked = sorted(shown, key=_best_first)
-    rows: list[tuple[str, str, list[Box]]]
-    if judged is None:
-        rows = [
-            ("Most certain", "The highest scores.", ranked[:CROPS]),
-            ("Least certain that still count", "The lowest scores above the threshold.", ranked[::-1][:CROPS]),
-        ]
-    else:
-        kinds = {kind: [box for box in ranked if box.outcome == kind] for kind in ("tp", "fp", "fn")}
-        rows = [
-            ("Best: found, right", "Highest scores among the detections that match an annotated object.", kinds["tp"][:CROPS]),
-            (
-                "Worst: found, false",
-                "Highest scores among the detections that match none. Look twice: some may be real objects nobody annotated.",
-                kinds["fp"][:CROPS],
-            ),
-            ("Missed", "The largest annotated objects that no detection matches.", kinds["fn"][:CROPS]),
-        ]
-    mosaics = {mosaic.name: mosaic for mosaic in manifest.mosaics}
-    styles = {"tp": TP, "fp": FP, "fn": FN}
-    for title, note, members in rows:
-        crops = []
-        for box in members:
-            style = styles.get(box.outcome) or drawing.class_style(manifest.classes.index(box.class_name))
-            with Raster(paths[box.mosaic]) as raster:
-                crops.append(pictures.crop(raster, mosaics[box.mosaic], box.box, style, box.class_name, box.score, box.iou))
-        yield Gallery(title, note, tuple(crops))
-
-
-def _pr_charts(judged: Evaluation | None) -> list[tuple[str, charts.PrecisionRecall]]:
+def _pr_charts(judged: Evaluation | None, manifest: Manifest) -> list[tuple[str, charts.PrecisionRecall]]:
     if judged is None or not judged.overall.truths:
         return []
-    overall = [(f"IoU {a.iou:g}", a.recall, a.precision, a.at_score_threshold) for a in judged.overall.at_iou]
+    overall = [
+        (f"IoU {a.iou:g}", a.recall, a.precision, a.at_score_threshold, f"- {i}") for i, a in enumerate(judged.overall.at_iou)
+    ]
     made = [("Precision and recall" + (", all classes" if len(judged.classes) > 1 else ""), charts.precision_recall(overall))]
     if len(judged.classes) > 1:
         largest = sorted(judged.classes.items(), key=lambda item: -item[1].truths)
         firsts = [(name, scores.at_iou[0]) for name, scores in largest if scores.truths]
-        curves = [(name, a.recall, a.precision, a.at_score_threshold) for name, a in firsts]
+        curves = [(name, a.recall, a.precision, a.at_score_threshold, f"{manifest.classes.index(name)} 0") for name, a in firsts]
         made.append((f"By class, at IoU {judged.overall.at_iou[0].iou:g}", charts.precision_recall(curves)))
     return made
 
 
-def _model(manifest: Manifest) -> dict[str, Any] | None:
-    """The model's spec, if the model that made the detections is still where it was."""
+def _reliability(
+    judged: Evaluation | None, found: dict[str, Detections], verdicts: dict[str, Judged]
+) -> charts.ReliabilityChart | None:
+    """Calibration of all detections, and of those that count: most lie far below the threshold and fill most bins."""
+    if judged is None or not judged.overall.at_iou[0].reliability:
+        return None
+    scores = np.concatenate([found[name].scores for name in verdicts]).astype(np.float64)
+    hits = np.concatenate([one.hits & 1 for one in verdicts.values()]).astype(bool)
+    counting = np.flatnonzero(scores >= np.float32(judged.score_threshold))
+    order = counting[np.argsort(-scores[counting], kind="stable")]
+    bins = reliability.reliability(scores[order], hits[order], CALIBRATION_BINS)
+    return charts.reliability(
+        [("detections of any score", judged.overall.at_iou[0].reliability), ("those that count in this run", bins)]
+    )
+
+
+def _model(manifest: Manifest) -> ModelSpec | None:
+    """The model's spec, if the model that made the detections is still where it was and can be read."""
     if not files.exists(os.path.join(manifest.model, model_contract.SPEC)):
         return None
     if model_contract.digest(manifest.model) != manifest.model_digest:
         return None
-    return dataclasses.asdict(model_contract.read(manifest.model))
-
-
-def _number(value: float) -> str:
-    """Thousands apart: 12,345."""
-    return f"{value:,}"
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
-
-
-def _width(value: float) -> str:
-    """A share of 1 as a CSS width; an undefined one is empty."""
-    return "0" if math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def _ratio(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def _signed(error: CountError) -> str:
-    """-51 (-18.3 %), with a real minus sign."""
-    if error.signed == 0:
-        return "±0"
-    share = "" if math.isnan(error.relative) else f" ({100 * error.relative:+.1f}\N{NO-BREAK SPACE}%)"
-    return f"{error.signed:+,}{share}".replace("-", "−")
-
-
-def _size(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
-    if value == 0:
-        return "0"
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-FILTERS: dict[str, Callable[..., str]] = {
-    "number": _number,
-    "percent": _percent,
-    "signed": _signed,
-    "ratio": _ratio,
-    "size": _size,
-    "width": _width,
-}
+    try:
+        return model_contract.read(manifest.model)
+    except InputError:  # written by a Rookery of another time: the page says that it is not known
+        return None
 
 
 if __name__ == "__main__":

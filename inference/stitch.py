@@ -32,6 +32,9 @@ from survey.geometry import PatchGrid, Window
 CUT_TOLERANCE = 0.1
 CUT_TOLERANCE_PX = 2.0  # and at least this, for small objects
 
+# Pairs looked at in one piece: some 500 MB of arrays.
+CANDIDATES_AT_ONCE = 2_000_000
+
 
 def claims(boxes_mosaic_px: np.ndarray, core: Window) -> np.ndarray:
     """Which boxes a patch hands on: those that share area with its core.
@@ -77,20 +80,24 @@ def stitch(claimed: Detections, grid: PatchGrid, *, first_patch_id: int, nms_iou
 
     found = claimed.boxes_mosaic_px.astype(np.float64)
     pairs, agreements = _links(found, claimed.class_ids, seen_by, windows, grid, nms_iou)
-    cut = set(np.flatnonzero(_cut_sides(found, windows, grid).any(axis=1)).tolist())
+    groups = _groups(pairs, agreements, seen_by, windows)
     keep = owned.copy()
     merged = rescued = 0
-    for group in _groups(pairs, agreements, seen_by, windows):
+    # Plain lists: a dense survey has tens of thousands of groups of two, and numpy takes longer to begin than Python to end.
+    is_owned, owner, patch = owned.tolist(), owned_by.tolist(), seen_by.tolist()
+    cut = set(np.flatnonzero(_cut_sides(found, windows, grid).any(axis=1)).tolist())
+    for group in groups:
         keep[group] = False
-        if not np.isin(owned_by[group], seen_by[group]).any():
+        if {owner[i] for i in group}.isdisjoint(patch[i] for i in group):
             continue
-        ranked = sorted(group, key=lambda i: (not owned[i], i))  # owners first, then by score: `claimed` is in that order
+        ranked = sorted(group, key=lambda i: (not is_owned[i], i))  # owners first, then by score: `claimed` is in that order
         best = ranked[0]
-        whole = [i for i in ranked if i not in cut]
-        found[best] = found[whole[0]] if whole else _hull(found[group])
+        whole = next((i for i in ranked if i not in cut), None)
+        if whole != best:
+            found[best] = _hull(found[group]) if whole is None else found[whole]
         keep[best] = True
         merged += len(group) - 1
-        rescued += not owned[best]
+        rescued += not is_owned[best]
     counters = {
         "detections_claimed": len(claimed),
         "detections_merged_at_seams": merged,
@@ -130,28 +137,65 @@ def _links(
     cores = _cores(grid)[seen_by]
     # Boxes inside their cores cannot meet each other, since cores do not: one of a pair reaches over its seam.
     reaching = np.flatnonzero((found[:, :2] < cores[:, :2]).any(axis=1) | (found[:, 2:] > cores[:, 2:]).any(axis=1))
-    i, j, _ = boxes.overlapping_pairs(found[reaching], found)
-    pairs = np.stack([reaching[i], j], axis=1)
-    pairs = pairs[(seen_by[pairs[:, 0]] != seen_by[pairs[:, 1]]) & (class_ids[pairs[:, 0]] == class_ids[pairs[:, 1]])]
-    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
-    i, j = pairs.T
+    i, j = _meeting(reaching, found, class_ids, seen_by, grid)
     value = agreement(found[i], found[j], windows[i], windows[j])
     agree = value > nms_iou
-    pairs, value = pairs[agree], value[agree]
+    pairs, value = np.stack([i, j], axis=1)[agree], value[agree]
     order = np.lexsort((pairs[:, 1], pairs[:, 0], -value))
     return pairs[order], value[order]
 
 
+def _meeting(
+    some: np.ndarray, found: np.ndarray, class_ids: np.ndarray, seen_by: np.ndarray, grid: PatchGrid
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of boxes of one class and two patches that share area, one of them at least among `some`: i < j, each pair once.
+
+    A sweep down the rows of strips as wide as a patch, all at once: each box stands in every strip that it touches, and meets
+    those whose first row lies within it, or above it by less than the tallest box.
+    """
+    number, height, wide = len(found), grid.height + 1, grid.patch_size
+    box, strip = _in_strips(np.arange(number), found, wide)
+    key = strip * height + found[box, 0]
+    order = np.argsort(key, kind="stable")
+    box, key = box[order], key[order]
+    tallest = float((found[:, 2] - found[:, 0]).max(initial=0.0))
+    mine, strip = _in_strips(some, found, wide)
+    first = np.searchsorted(key, strip * height + np.maximum(found[mine, 0] - tallest, 0.0), side="left")
+    last = np.searchsorted(key, strip * height + found[mine, 2], side="left")
+    length = np.maximum(last - first, 0)
+    codes = [np.zeros(0, np.int64)]
+    # In pieces, so that memory grows with the pairs and not with the candidates.
+    for piece in np.split(np.arange(len(mine)), np.flatnonzero(np.diff(np.cumsum(length) // CANDIDATES_AT_ONCE)) + 1):
+        total = length[piece]
+        i = np.repeat(mine[piece], total)
+        j = box[np.repeat(first[piece] - (np.cumsum(total) - total), total) + np.arange(total.sum())]
+        may = (seen_by[i] != seen_by[j]) & (class_ids[i] == class_ids[j])
+        i, j = i[may], j[may]
+        a, b = found[i], found[j]
+        meet = ((a[:, :2] < b[:, 2:]) & (b[:, :2] < a[:, 2:])).all(axis=1)
+        codes.append(np.minimum(i[meet], j[meet]) * number + np.maximum(i[meet], j[meet]))
+    low, high = np.divmod(np.unique(np.concatenate(codes)), max(number, 1))
+    return low, high
+
+
+def _in_strips(indices: np.ndarray, found: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index, strip) of every strip of columns that each of the boxes touches."""
+    first = (found[indices, 1] // wide).astype(np.int64)
+    number = np.maximum(np.ceil(found[indices, 3] / wide).astype(np.int64) - first, 1)
+    within = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+    return np.repeat(indices, number), np.repeat(first, number) + within
+
+
 def _groups(pairs: np.ndarray, agreements: np.ndarray, seen_by: np.ndarray, windows: np.ndarray) -> list[list[int]]:
     """Views of one object each, at least two, none in two groups."""
-    linked = {(int(i), int(j)) for i, j in pairs}
+    linked = set(map(tuple, pairs.tolist()))
     group_of: dict[int, list[int]] = {}
 
     def compatible(a: int, b: int) -> bool:
-        if seen_by[a] == seen_by[b]:
-            return False
+        if (min(a, b), max(a, b)) in linked:
+            return True
         # Patches far apart on a large object share no pixels, so their views cannot contradict each other.
-        return (min(a, b), max(a, b)) in linked or not boxes.area(_intersect(windows[a][None], windows[b][None]))[0]
+        return bool(seen_by[a] != seen_by[b] and not boxes.area(_intersect(windows[a][None], windows[b][None]))[0])
 
     for i, j in pairs.tolist():
         one, other = group_of.setdefault(i, [i]), group_of.setdefault(j, [j])
@@ -198,7 +242,7 @@ def _windows(grid: PatchGrid) -> np.ndarray:
     """Pixels of the mosaic that each patch saw, [patches, 4]; the padding of a small mosaic is left out."""
     starts = np.array([(grid.row_starts[row], grid.column_starts[column]) for row, column in grid.cells()])
     ends = np.minimum(starts + grid.patch_size, [grid.height, grid.width])
-    return np.concatenate([starts, ends], axis=1)
+    return np.concatenate([np.maximum(starts, 0), ends], axis=1)
 
 
 def _cores(grid: PatchGrid) -> np.ndarray:

@@ -1,44 +1,32 @@
-"""The Beam side of `predict`: a work item is a run of neighbouring patches, its result one small part file of detections.
+"""The Beam side of `predict`: a work item is a few rows of patches of one mosaic, its results are small part files of detections.
 
 Pixels are read where they are used and never cross a shuffle. Neither do detections: a worker publishes each part in one step
-under a name that follows from its patches, so a repeated work item writes the same file again, and the launcher finds all parts
-whatever the runner was.
+under a name that follows from what is in it, so a repeated work item writes the same files again, and the launcher finds all
+parts whatever the runner was.
 """
 
+import itertools
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from apache_beam.utils.shared import Shared
 
-from inference import decode, parts, stitch
-from survey import boxes
+from inference import fuse, parts
+from inference.plan import SearchItem
+from inference.search import Claim, Detector, search
 from survey.detections import Detections
 from survey.geometry import Mosaic
 from survey.model import ModelSpec
 from survey.raster import Raster
 
 if TYPE_CHECKING:
-    from inference.model_runner import ModelRunner
-
-
-@dataclass(frozen=True, slots=True)
-class PatchRun:
-    """Neighbouring patches of one mosaic.
-
-    Attributes:
-      mosaic: where their pixels are.
-      start, stop: their numbers within the mosaic, half-open.
-    """
-
-    mosaic: Mosaic
-    start: int
-    stop: int
+    from inference.search import Decodes, Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,91 +34,126 @@ class SearchSettings:
     """What every worker must know.
 
     Attributes:
-      model: folder of the model.
-      spec: its `model.json`.
-      overlap_px: pixels that neighbouring patches share.
-      batch_size: patches per call of the model.
+      models: folders of the models.
+      specs: their `model.json`.
+      together: what holds for all of them (`fuse.common`).
+      flips: mirror images that they look at, one of `fuse.FLIPS`.
+      batch_size: patches per call of a model.
       output: folder whose `parts/` takes the results.
     """
 
-    model: str
-    spec: ModelSpec
-    overlap_px: int
+    models: tuple[str, ...]
+    specs: tuple[ModelSpec, ...]
+    together: ModelSpec
+    flips: str
     batch_size: int
     output: str
 
 
 class Search(beam.PTransform):
-    """Searches runs of patches: PCollection of PatchRun in, one part file each; nothing comes out but the files."""
+    """Searches work items: PCollection of SearchItem in, part files; nothing comes out but the files."""
 
     def __init__(self, settings: SearchSettings) -> None:
         super().__init__()
         self._settings = settings
 
-    def expand(self, runs: PCollection) -> PCollection:
-        """Spreads the runs over the workers and searches them."""
-        return runs | "Spread" >> beam.Reshuffle() | "Detect" >> beam.ParDo(_DetectRun(self._settings))
+    def expand(self, items: PCollection) -> PCollection:
+        """Spreads the items over the workers and searches them."""
+        return items | "Spread" >> beam.Reshuffle() | "Detect" >> beam.ParDo(_SearchItem(self._settings))
 
 
-class _DetectRun(beam.DoFn):
-    """Reads the windows of a run, runs the model, decodes, keeps what the patches may own, and publishes the part."""
+class _SearchItem(beam.DoFn):
+    """Has the process's worker search an item, and counts."""
 
     def __init__(self, settings: SearchSettings) -> None:
         self._settings = settings
-        self._shared = Shared()  # one model a process, however many threads Beam runs
-        self._runner: ModelRunner
+        self._shared = Shared()
+        self._worker: Worker
 
     def setup(self) -> None:
-        """Loads the model, once per process."""
-        from inference.model_runner import ModelRunner  # here, so that only workers wait for TensorFlow
+        """Loads the models, once per process."""
+        self._worker = self._shared.acquire(lambda: Worker(self._settings))
 
-        settings = self._settings
-        self._runner = self._shared.acquire(lambda: ModelRunner(settings.model, settings.spec, settings.batch_size))
-        self._anchors = settings.spec.anchors.boxes(settings.spec.image_size)
-        self._open_rasters = ExitStack()
-        self._raster: Raster | None = None
-
-    def process(self, run: PatchRun) -> None:
-        """Searches one run."""
-        batches = [self._search(run, batch) for batch in _batches(run, self._runner.batch_size)]
-        claimed = parts.concatenate([found for found, _ in batches])
-        counters = {"patches": run.stop - run.start, "detections_in_patches": sum(count for _, count in batches)}
-        first = run.mosaic.first_patch_id
-        parts.write(self._settings.output, range(first + run.start, first + run.stop), claimed, counters)
-        for name, value in {**counters, "detections_claimed": len(claimed)}.items():
+    def process(self, item: SearchItem) -> None:
+        """Searches one item."""
+        for name, value in self._worker.search(item).items():
             Metrics.counter("predict", name).inc(value)
 
     def teardown(self) -> None:
         """Closes the raster."""
-        self._open_rasters.close()
+        self._worker.close()
 
-    def _search(self, run: PatchRun, patches: range) -> tuple[Detections, int]:
-        """(what some patches of a run claim, in mosaic pixels; how many detections they had in all)."""
-        spec, mosaic = self._settings.spec, run.mosaic
-        grid = mosaic.grid(spec.image_size, self._settings.overlap_px)
-        cells = [grid.cell(index) for index in patches]
-        raster = self._open(mosaic)
-        images = np.stack([raster.read(grid.window(*cell)) for cell in cells])  # [n, S, S, 3]
-        raw_boxes, raw_scores = self._runner(images)
-        claimed, seen = [], 0
-        for n, (index, cell) in enumerate(zip(patches, cells, strict=True)):
-            found, scores, class_ids = decode.detect(raw_boxes[n], raw_scores[n], spec, self._anchors)
-            window = grid.window(*cell)
-            # A mosaic smaller than a patch is padded; what a box has there is not on the mosaic.
-            found = boxes.clip(boxes.shift(found, window.y0, window.x0), mosaic.height, mosaic.width)
-            keep = (boxes.area(found) > 0) & stitch.claims(found, grid.core(*cell))
-            patch_ids = np.full(len(found), mosaic.first_patch_id + index, np.int64)
-            claimed.append(Detections(found, scores, class_ids, patch_ids).take(keep))
-            seen += len(found)
-        return parts.concatenate(claimed), seen
+
+class Worker:
+    """What a process has once, however many threads Beam runs in it: the models and one open raster.
+
+    Items take turns. The model uses all cores or the whole accelerator anyway, and two open rasters would hold twice the tiles.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        from inference.decode import Decoder
+        from inference.model_runner import ModelRunner  # here, so that only workers wait for TensorFlow
+
+        together = settings.together
+        models: list[tuple[Runner, Decodes]] = [
+            (ModelRunner(folder, spec, settings.batch_size), Decoder(spec))
+            for folder, spec in zip(settings.models, settings.specs, strict=True)
+        ]
+        self._detector = Detector(
+            models,
+            fuse.looks(settings.flips),
+            patch_size=together.image_size,
+            nms_iou=together.nms_iou,
+            score_floor=together.score_floor,
+        )
+        self._output = settings.output
+        self._turn = threading.Lock()
+        self._raster: Raster | None = None
+
+    def search(self, item: SearchItem) -> dict[str, int]:
+        """Searches the patches of an item and publishes its parts, each as soon as it is finished.
+
+        Returns:
+          Counters, by name.
+
+        Raises:
+          InputError: the mosaic is damaged, or the model contradicts its spec; parts finished until then are published.
+        """
+        indices = [index for part in item.parts for index in range(part.start, part.stop)]
+        total: dict[str, int] = {}
+        written: list[Future[None]] = []
+        # Published beside the search: in a bucket that takes a tenth of a second.
+        with self._turn, ThreadPoolExecutor(1, thread_name_prefix="publish") as publishing:
+            raster = self._open(item.planned.mosaic)
+            claims = search(raster, item.planned.grid, indices, self._detector, scale=item.planned.scale)
+            for part in item.parts:
+                found, counters = _gathered(itertools.islice(claims, len(part)))
+                written.append(publishing.submit(parts.write, self._output, part, found, counters))
+                parts.add(total, {**counters, "detections_claimed": len(found)})
+        for publication in written:
+            publication.result()
+        return total
+
+    def close(self) -> None:
+        """Closes the raster; the next search opens it again."""
+        with self._turn:
+            self._let_go()
 
     def _open(self, mosaic: Mosaic) -> Raster:
-        """The raster of a mosaic, kept open for the next run, which is often of the same one."""
+        """The raster of a mosaic, kept open for the next item: often the same one, and its first tiles are decoded already."""
         if self._raster is None or self._raster.path != mosaic.path:
-            self._open_rasters.close()
-            self._raster = self._open_rasters.enter_context(Raster(mosaic.path, stretch=mosaic.stretch))
+            self._let_go()
+            self._raster = Raster(mosaic.path, stretch=mosaic.stretch)
         return self._raster
 
+    def _let_go(self) -> None:
+        if self._raster is not None:
+            self._raster.__exit__(None, None, None)
+        self._raster = None
 
-def _batches(run: PatchRun, batch_size: int) -> Iterator[range]:
-    return (range(i, min(i + batch_size, run.stop)) for i in range(run.start, run.stop, batch_size))
+
+def _gathered(claims: Iterator[Claim]) -> tuple[Detections, dict[str, int]]:
+    """The content of a part."""
+    there = list(claims)
+    counters = {"patches": len(there), "detections_in_patches": sum(claim.seen for claim in there)}
+    return parts.concatenate([claim.found for claim in there]), counters

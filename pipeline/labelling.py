@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import resample, split
+from pipeline import split
 from pipeline.patches import PatchTable
-from survey import boxes
+from survey import boxes, resample
 from survey.geometry import PatchGrid, Window
 
 

@@ -10,9 +10,10 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
-from pipeline import publish, records, resample, work
+from pipeline import publish, records, work
 from pipeline.patches import PlannedPatch, PlannedShard
 from pipeline.records import Encoding
+from survey import resample
 from survey.dataset import Shard
 from survey.errors import InputError
 from survey.geometry import Mosaic

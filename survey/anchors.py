@@ -15,18 +15,31 @@ class AnchorSpec:
     At level l the feature map has stride 2^l px. At each of its cells stand num_scales * len(aspect_ratios) anchors with sides
     anchor_size * 2^l * 2^(scale / num_scales), stretched so that width / height is the aspect ratio at equal area.
 
+    The TensorFlow-1 RetinaNet of Cloud TPU (tensorflow/tpu, models/official/retinanet/anchors.py) gives pairs instead, factors of
+    the width and of the height: (1.4, 0.7) is about 1:2, but of area 0.98. A pair here means what it means there.
+
     Attributes:
       min_level, max_level: finest and coarsest level of the pyramid, both included.
       num_scales: sizes per level.
-      aspect_ratios: width / height.
+      aspect_ratios: width / height each, or a pair (factor of the width, factor of the height).
       anchor_size: side of the smallest anchor of a level, in strides.
     """
 
     min_level: int
     max_level: int
     num_scales: int
-    aspect_ratios: tuple[float, ...]
+    aspect_ratios: tuple[float | tuple[float, float], ...]
     anchor_size: float
+
+    def __post_init__(self) -> None:
+        numbers = [value for ratio in self.aspect_ratios for value in (ratio if isinstance(ratio, tuple) else (ratio,))]
+        if not 0 <= self.min_level <= self.max_level:
+            raise InputError(f"anchors: min_level={self.min_level}, max_level={self.max_level}: must be 0 <= min <= max")
+        if self.num_scales < 1 or not numbers or min([self.anchor_size, *numbers]) <= 0:
+            raise InputError(
+                f"anchors: num_scales={self.num_scales}, aspect_ratios={self.aspect_ratios}, anchor_size={self.anchor_size}: "
+                "must all be above 0, with one aspect ratio at least"
+            )
 
     @property
     def per_location(self) -> int:
@@ -56,15 +69,17 @@ class AnchorSpec:
         self._check(image_size)
         return np.concatenate([self._level_boxes(level, image_size) for level in self.levels])
 
+    def sides_px(self, level: int) -> np.ndarray:
+        """Sides of the anchors of a cell, float64 [per_location, 2], (height, width), by scale, then aspect ratio."""
+        sizes = self.anchor_size * 2**level * 2 ** (np.arange(self.num_scales) / self.num_scales)
+        return np.array([_stretched(size, ratio) for size in sizes for ratio in self.aspect_ratios])
+
     def _level_boxes(self, level: int, image_size: int) -> np.ndarray:
         stride = 2**level
         middle = np.arange(stride / 2, image_size, stride)
         cy, cx = np.meshgrid(middle, middle, indexing="ij")
-        side = self.anchor_size * stride * 2 ** (np.arange(self.num_scales) / self.num_scales)  # [S]
-        stretch = np.sqrt(np.array(self.aspect_ratios))  # [R]
         # From here on in float32, as Model Garden computes them, so that both agree to the last bit.
-        half_h = ((side[:, None] / stretch).ravel() / 2).astype(np.float32)  # [S * R], scale-major
-        half_w = ((side[:, None] * stretch).ravel() / 2).astype(np.float32)
+        half_h, half_w = (self.sides_px(level) / 2).astype(np.float32).T
         cy, cx = cy[..., None].astype(np.float32), cx[..., None].astype(np.float32)
         boxes = np.stack([cy - half_h, cx - half_w, cy + half_h, cx + half_w], axis=-1)  # [h, w, S * R, 4]
         return boxes.reshape(-1, 4)
@@ -77,6 +92,13 @@ class AnchorSpec:
                 f"image_size={image_size}: must be a multiple of the coarsest stride, {stride} px at level {self.max_level}; "
                 f"use {below} or {below + stride}"
             )
+
+
+def _stretched(size: float, ratio: float | tuple[float, float]) -> tuple[float, float]:
+    """(height, width) of a square of some size after an aspect ratio."""
+    if isinstance(ratio, tuple):
+        return size * ratio[1], size * ratio[0]
+    return size / math.sqrt(ratio), size * math.sqrt(ratio)
 
 
 def fit(box_sides_px: dict[str, float]) -> AnchorSpec:

@@ -2,7 +2,7 @@
 
 detections.json      this manifest: model, mosaics, threshold, counts
 detections.parquet   every detection above the score floor, in mosaic pixels
-detections.csv, .geojson, .coco.json   views of the detections that count (score >= score_threshold)
+other files                            views of them, see inference.outputs and docs/outputs.md
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ Matching and average precision are COCO's, as in `pycocotools/cocoeval.py`, with
 of objects per image (COCO keeps the best 100 detections, which makes no sense on a mosaic with thousands of birds), and memory
 grows with the pairs of boxes that overlap, not with detections times objects.
 
-The path through this module: `Frame`s (one mosaic or patch each) -> `outcomes` (one `Outcomes` a class) -> numbers.
+The path through this module: `Frame`s (one mosaic or patch each) -> `outcomes` (one `Outcomes` a class) -> numbers. The matching
+itself is done by `survey.matching`.
 A number that is not defined, such as the precision of nothing, is NaN.
 """
 
@@ -15,45 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from survey import boxes as box_math
+from survey import matching
+from survey.matching import Frame as Frame
+from survey.matching import Pool
+from survey.matching import match as match
 
 # The IoU thresholds of COCO AP and the recalls at which it reads precision, made as pycocotools makes them: 0.5, 0.55 .. 0.95
 # and 0, 0.01 .. 1. Same floats, so that a box whose IoU lies exactly on a threshold falls on the same side.
 COCO_IOUS = tuple(float(t) for t in np.linspace(0.5, 0.95, 10))
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Detections and annotated objects of one image, be it a mosaic or a patch, in pixels of that image.
-
-    Attributes:
-      boxes: float [N, 4], yxyx, the detections.
-      scores: float [N], in [0, 1], in any order.
-      class_ids: int [N], from 1.
-      truth_boxes: float [M, 4], yxyx, the annotated objects.
-      truth_class_ids: int [M], from 1.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
-    truth_boxes: np.ndarray
-    truth_class_ids: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """Which detection found which object, in one image and class.
-
-    Attributes:
-      ious: the T IoU thresholds.
-      truth_index: int [T, N], the object that each detection found, -1 where it found none.
-      overlap: float [T, N], IoU with that object, 0 where there is none.
-    """
-
-    ious: tuple[float, ...]
-    truth_index: np.ndarray
-    overlap: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +36,31 @@ class Outcomes:
       scores: float64 [N], descending.
       hits: bool [T, N].
       truths: number of annotated objects.
+      ignored: bool [T, N], detections that count neither as right nor as false; None where all count.
     """
 
     ious: tuple[float, ...]
     scores: np.ndarray
     hits: np.ndarray
     truths: int
+    ignored: np.ndarray | None = None
 
     def at(self, iou: float) -> np.ndarray:
         """Hits at one of the thresholds, bool [N]."""
+        row: np.ndarray = self.hits[self._row(iou)]
+        return row
+
+    def counted(self, iou: float) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, descending, and hits of the detections that are not ignored at one of the thresholds, each [up to N]."""
+        if self.ignored is None:
+            return self.scores, self.at(iou)
+        kept = ~self.ignored[self._row(iou)]
+        return self.scores[kept], self.at(iou)[kept]
+
+    def _row(self, iou: float) -> int:
         nearest = int(np.argmin(np.abs(np.array(self.ious) - iou)))
         assert math.isclose(self.ious[nearest], iou), f"matched at IoU {self.ious}, asked for {iou}"
-        row: np.ndarray = self.hits[nearest]
-        return row
+        return nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +102,25 @@ class Operating:
 
 
 @dataclass(frozen=True, slots=True)
+class CountSpread:
+    """How far the counts of several areas are off.
+
+    Attributes:
+      number: areas.
+      mean_true: annotated objects an area, mean.
+      mean_error: found minus annotated, mean: what is systematic.
+      mean_absolute_error: mean of its size.
+      rmse: root of the mean of its square.
+    """
+
+    number: int
+    mean_true: float
+    mean_error: float
+    mean_absolute_error: float
+    rmse: float
+
+
+@dataclass(frozen=True, slots=True)
 class CountError:
     """A count beside the truth.
 
@@ -141,40 +143,6 @@ class CountError:
         return self.signed / self.true if self.true else math.nan
 
 
-def match(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, ious: Sequence[float]) -> Matches:
-    """COCO's greedy matching in one image and class.
-
-    By descending score, each detection takes the free object of highest IoU, if that reaches the threshold. Of equal scores
-    the first detection chooses first; of objects with equal IoU the last one is taken (cocoeval.py, `evaluateImg`).
-
-    Args:
-      boxes: [N, 4], yxyx pixels.
-      scores: [N].
-      truth: [M, 4], yxyx pixels of the same frame.
-      ious: T thresholds, each in (0, 1].
-
-    Returns:
-      The matches, in the order of `boxes`.
-    """
-    rank = np.empty(len(scores), int)
-    rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
-    i, j, overlap = box_math.overlapping_pairs(boxes.astype(np.float64), truth.astype(np.float64))
-    # In this order each detection meets its candidates from the best on, after all detections of higher score have chosen.
-    order = np.lexsort((-j, -overlap, rank[i]))
-    i, j, overlap = i[order], j[order], overlap[order]
-    truth_index = np.full((len(ious), len(scores)), -1)
-    found = np.zeros((len(ious), len(scores)))
-    for row, threshold in enumerate(ious):
-        # COCO lets IoU 1 tolerate rounding.
-        near = overlap >= min(threshold, 1 - 1e-10)
-        taken: set[int] = set()
-        for d, t, value in zip(i[near].tolist(), j[near].tolist(), overlap[near].tolist(), strict=True):
-            if truth_index[row, d] < 0 and t not in taken:
-                taken.add(t)
-                truth_index[row, d], found[row, d] = t, value
-    return Matches(tuple(ious), truth_index, found)
-
-
 def outcomes(frames: Iterable[Frame], num_classes: int, ious: Sequence[float]) -> tuple[Outcomes, ...]:
     """Matches every frame and class, and pools the frames.
 
@@ -186,33 +154,55 @@ def outcomes(frames: Iterable[Frame], num_classes: int, ious: Sequence[float]) -
     Returns:
       One entry a class, in the order of ids.
     """
-    scores: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
-    hits: list[list[np.ndarray]] = [[] for _ in range(num_classes)]
-    truths = [0] * num_classes
-    for frame in frames:
-        for k in range(num_classes):
-            mine, true = frame.class_ids == k + 1, frame.truth_class_ids == k + 1
-            matched = match(frame.boxes[mine], frame.scores[mine], frame.truth_boxes[true], ious)
-            scores[k].append(frame.scores[mine].astype(np.float64))
-            hits[k].append(matched.truth_index >= 0)
-            truths[k] += int(true.sum())
-    return tuple(_ranked(ious, scores[k], hits[k], truths[k]) for k in range(num_classes))
+    return outcomes_of_size(matching.pool(frames), num_classes, ious, 0.0, math.inf)
+
+
+def outcomes_of_size(pool: Pool, num_classes: int, ious: Sequence[float], from_px2: float, to_px2: float) -> tuple[Outcomes, ...]:
+    """Matches every frame and class where only objects of some size matter, as COCO does it (cocoeval.py, `evaluateImg`).
+
+    Objects of other sizes are neither to be found nor in the way: a detection takes one only where none of the size will do,
+    and is then left out, as is a detection of another size that found nothing. A detection of another size that found an
+    object of this one counts.
+
+    Args:
+      pool: of the frames.
+      num_classes: classes of the label map; ids run from 1 to this.
+      ious: thresholds, each in (0, 1].
+      from_px2: the least area of an object, inclusive.
+      to_px2: the greatest, inclusive.
+
+    Returns:
+      One entry a class, in the order of ids.
+    """
+
+    def outside(boxes: np.ndarray) -> np.ndarray:
+        area = box_math.area(boxes)
+        return (area < from_px2) | (area > to_px2)
+
+    unasked = outside(pool.truth_boxes)
+    found = matching.matched(pool, ious, unasked)
+    # The last row of `unasked` stands for the -1 of a detection that found nothing.
+    took_unasked = np.append(unasked, False)[found]
+    ignored = took_unasked | ((found < 0) & outside(pool.boxes))
+    made = []
+    for class_id in range(1, num_classes + 1):
+        mine = pool.class_ids == class_id
+        truths = int(((pool.truth_class_ids == class_id) & ~unasked).sum())
+        hits = (found[:, mine] >= 0) & ~took_unasked[:, mine]
+        made.append(Outcomes(tuple(ious), pool.scores[mine], hits, truths, ignored[:, mine] if ignored.any() else None))
+    return tuple(made)
 
 
 def pooled(per_class: Sequence[Outcomes]) -> Outcomes:
     """All classes as one, for precision and recall over everything. Boxes were matched within their class."""
-    return _ranked(
-        per_class[0].ious,
-        [one.scores for one in per_class],
-        [one.hits for one in per_class],
-        sum(one.truths for one in per_class),
-    )
-
-
-def _ranked(ious: Sequence[float], scores: list[np.ndarray], hits: list[np.ndarray], truths: int) -> Outcomes:
-    joined = np.concatenate([np.zeros(0), *scores])
+    joined = np.concatenate([one.scores for one in per_class])
     order = np.argsort(-joined, kind="stable")
-    return Outcomes(tuple(ious), joined[order], np.concatenate([np.zeros((len(ious), 0), bool), *hits], axis=1)[:, order], truths)
+    hits = np.concatenate([one.hits for one in per_class], axis=1)[:, order]
+    ignored = None
+    if any(one.ignored is not None for one in per_class):
+        parts = [np.zeros_like(one.hits) if one.ignored is None else one.ignored for one in per_class]
+        ignored = np.concatenate(parts, axis=1)[:, order]
+    return Outcomes(per_class[0].ious, joined[order], hits, sum(one.truths for one in per_class), ignored)
 
 
 def average_precision(one: Outcomes, iou: float) -> float:
@@ -229,7 +219,7 @@ def average_precision(one: Outcomes, iou: float) -> float:
     """
     if one.truths == 0:
         return math.nan
-    hits = one.at(iou)
+    _, hits = one.counted(iou)
     found = np.cumsum(hits)
     recall = found / one.truths
     precision = found / np.arange(1, len(hits) + 1)
@@ -256,10 +246,11 @@ def coco_ap(per_class: Sequence[Outcomes]) -> float:
 
 def precision_recall(one: Outcomes, iou: float) -> Curve:
     """Precision and recall at every distinct score; not interpolated."""
-    last = _last_of_ties(one.scores)
-    found = np.cumsum(one.at(iou))[last]
+    scores, hits = one.counted(iou)
+    last = _last_of_ties(scores)
+    found = np.cumsum(hits)[last]
     recall = found / one.truths if one.truths else np.full(len(last), math.nan)
-    return Curve(one.scores[last], found / (last + 1), recall)
+    return Curve(scores[last], found / (last + 1), recall)
 
 
 def at_threshold(one: Outcomes, iou: float, threshold: float) -> Operating:
@@ -268,9 +259,10 @@ def at_threshold(one: Outcomes, iou: float, threshold: float) -> Operating:
     Greedy matching goes by score, so detections below the threshold cannot have taken an object from one above it: the hits
     are those that matching only the detections above the threshold would give.
     """
+    scores, hits = one.counted(iou)
     # Scores travel as float32; a threshold compared in float64 would exclude the very score that it was copied from.
-    count = int(np.count_nonzero(one.scores >= min(threshold, float(np.float32(threshold)))))
-    return _operating(threshold, int(one.at(iou)[:count].sum()), count, one.truths)
+    count = int(np.count_nonzero(scores >= min(threshold, float(np.float32(threshold)))))
+    return _operating(threshold, int(hits[:count].sum()), count, one.truths)
 
 
 def best_f1(one: Outcomes, iou: float) -> Operating:
@@ -302,20 +294,35 @@ def best_count(one: Outcomes, iou: float, *, f1_slack: float) -> Operating:
     Returns:
       The operating point, the strictest of equal ones; its threshold as `best_f1` places it.
     """
-    if not len(one.scores):
+    scores, hits = one.counted(iou)
+    if not len(scores):
         return _operating(1.0, 0, 0, one.truths)
-    last = _last_of_ties(one.scores)
-    found = np.cumsum(one.at(iou))[last]
+    last = _last_of_ties(scores)
+    found = np.cumsum(hits)[last]
     f1 = 2 * found / (last + 1 + one.truths)
     good = np.flatnonzero(f1 >= f1.max() * (1 - f1_slack))
     cut = int(good[np.argmin(np.abs(last[good] + 1 - one.truths))] if f1_slack else np.argmax(f1))
-    lowest = threshold = float(one.scores[last[cut]])
+    lowest = threshold = float(scores[last[cut]])
     if cut + 1 < len(last):
-        below = float(one.scores[last[cut + 1]])
+        below = float(scores[last[cut + 1]])
         # Rounded to float32 as scores are, or a comparison in float32 could let the one below in.
         middle = float(np.float32((lowest + below) / 2))
         threshold = middle if below < middle <= lowest else lowest
     return _operating(threshold, int(found[cut]), int(last[cut]) + 1, one.truths)
+
+
+def count_spread(found: np.ndarray, true: np.ndarray) -> CountSpread:
+    """How far the counts of several areas are off: int [A] found beside int [A] annotated; NaN without areas."""
+    if not len(found):
+        return CountSpread(0, math.nan, math.nan, math.nan, math.nan)
+    error = found.astype(float) - true
+    return CountSpread(
+        number=len(error),
+        mean_true=float(true.mean()),
+        mean_error=float(error.mean()),
+        mean_absolute_error=float(np.abs(error).mean()),
+        rmse=float(np.sqrt(np.mean(error**2))),
+    )
 
 
 def _last_of_ties(scores: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 model.json    this spec: all that is needed to turn the raw heads into boxes
 saved_model/  a SavedModel with two signatures, both taking `images` uint8 [B, image_size, image_size, 3] RGB:
-  raw              raw_boxes float32 [B, N, 4] (ty, tx, th, tw), raw_scores float32 [B, N, K] logits, one row an anchor in the
-                   order of `AnchorSpec.boxes`, one column a class of the label map (no background column)
+  raw              the arrays of `spec.heads` (`survey.heads`), float32; of an exported RetinaNet: raw_boxes [B, N, 4]
+                   (ty, tx, th, tw), raw_scores [B, N, K] logits, one row an anchor in the order of `AnchorSpec.boxes`, one
+                   column a class of the label map (no background column)
   serving_default  detection_boxes [B, M, 4] yxyx patch pixels, detection_scores [B, M], detection_classes [B, M] from 1,
                    num_detections [B]
 """
@@ -13,14 +14,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from survey import files
-from survey.anchors import AnchorSpec
-from survey.errors import InputError
+from survey import files, heads
+from survey.heads import RetinaNetHeads, YoloHeads
 from survey.labels import LabelMap
 
 SPEC = "model.json"
 SAVED_MODEL = "saved_model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,34 @@ class ModelSpec:
     """What a model's raw outputs mean.
 
     Attributes:
-      architecture: "retinanet".
       image_size: side of the square input in pixels.
       classes: the label map.
-      anchors: the pyramid that the raw boxes are relative to.
-      box_scales: the box coder's (y, x, h, w) factors: raw values are divided by them before decoding.
+      heads: what the raw arrays are and which boxes their numbers stand for.
       score_threshold: a detection counts from this score on; on validation, the one that counts best among those of nearly
         the best F1.
       score_floor: detections below are not kept at all.
       nms_iou: boxes of one class that overlap more than this are the same object.
       overlap_px: overlap of patches that the model was validated with.
-      gsd_m: metres on the ground per pixel that the training mosaics were resampled to; None where each kept its own.
+      gsd_m: smallest and largest metres on the ground per pixel of the training patches; both are the same for a dataset that
+        was resampled (`rookery shard --gsd_m`). None where a mosaic does not say.
+      bands: how many colour bands the training mosaics have, each number once, ascending; empty where nobody knows.
+      calibration: knots (score, probability that a detection of that score is an object), ascending in both; empty where
+        nobody knows.
       validation: metrics on the validation split, by name.
       dataset_digest: `dataset.digest` of the training data.
       versions: of the packages that made it.
     """
 
-    architecture: str
     image_size: int
     classes: LabelMap
-    anchors: AnchorSpec
-    box_scales: tuple[float, float, float, float]
+    heads: RetinaNetHeads | YoloHeads
     score_threshold: float
     score_floor: float
     nms_iou: float
     overlap_px: int
-    gsd_m: float | None
+    gsd_m: tuple[float, float] | None
+    bands: tuple[int, ...]
+    calibration: tuple[tuple[float, float], ...]
     validation: dict[str, float]
     dataset_digest: str
     versions: dict[str, str]
@@ -61,27 +63,31 @@ class ModelSpec:
 
 def write(folder: str, spec: ModelSpec) -> None:
     """Writes `model.json`, the last step of an export."""
-    files.write_json(os.path.join(folder, SPEC), {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec)})
+    value = {"format_version": FORMAT_VERSION, **dataclasses.asdict(spec), "heads": heads.to_json(spec.heads)}
+    files.write_json(os.path.join(folder, SPEC), value)
 
 
 def read(folder: str) -> ModelSpec:
-    """Reads `model.json`.
+    """Reads the `model.json` of a folder.
 
     Raises:
-      InputError: there is none, it is of another version, or of an architecture that nobody here can decode.
+      InputError: there is none, it is of another version, or its heads are of a kind that nobody here can decode.
     """
-    path = os.path.join(folder, SPEC)
+    return read_file(os.path.join(folder, SPEC))
+
+
+def read_file(path: str) -> ModelSpec:
+    """Reads a `model.json` by its path; see `read`."""
     value: dict[str, Any] = files.read_json(path, "a model spec written by `rookery export`")
     files.check_contract(path, value, FORMAT_VERSION, ModelSpec)
-    if value["architecture"] != "retinanet":
-        raise InputError(f"{path}: architecture={value['architecture']!r} cannot be decoded; known: retinanet")
-    anchors = value["anchors"]
     return ModelSpec(
         **{
             **value,
             "classes": tuple(value["classes"]),
-            "anchors": AnchorSpec(**{**anchors, "aspect_ratios": tuple(anchors["aspect_ratios"])}),
-            "box_scales": tuple(value["box_scales"]),
+            "heads": heads.from_json(value["heads"], path),
+            "gsd_m": None if value["gsd_m"] is None else tuple(value["gsd_m"]),
+            "bands": tuple(value["bands"]),
+            "calibration": tuple((score, probability) for score, probability in value["calibration"]),
         }
     )
 

@@ -27,7 +27,7 @@ from survey.errors import InputError
 from survey.geometry import Window
 from survey.row_bands import RowBands
 from survey.stretch import Stretch
-from survey.tiled_tiff import open_tiled_tiff
+from survey.tiled_tiff import TiledTiff, open_tiled_tiff
 
 # A plain photo has no georeference: that is a fact for the ledger, not a problem. Set once and not around each `open`, because
 # Beam opens rasters in several threads and `warnings.catch_warnings` changes what all of them see.
@@ -137,6 +137,11 @@ class Raster:
         return bool(self._dataset.block_shapes[0][1] >= self._dataset.width)
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may call `read` at once, and gain by it; GDAL allows one thread a file."""
+        return isinstance(self._opened(), TiledTiff)
+
+    @property
     def stretch(self) -> Stretch | None:
         """Of a 16-bit raster (low, high) of each colour band, `stretch.PERCENTILES` of a sample; None of an 8-bit one."""
         if self._stretch is None and self._dtype.itemsize == 2:
@@ -231,12 +236,15 @@ class Raster:
         bands = list(range(1, dataset.count + 1))
         return RowBands(dataset, bands) if self.one_pass else _GdalWindows(dataset, bands)
 
-    def _read(self, window: Window) -> np.ndarray:
-        """All bands of a window inside the raster: [h, w, bands], in the type of the file."""
+    def _opened(self) -> _Pixels:
         if self._pixels is None:
             self._pixels = self._open_pixels()
+        return self._pixels
+
+    def _read(self, window: Window) -> np.ndarray:
+        """All bands of a window inside the raster: [h, w, bands], in the type of the file."""
         try:
-            return self._pixels.read(window)
+            return self._opened().read(window)
         except RasterioError as error:
             raise self._damaged(window, error) from error
 

@@ -6,8 +6,10 @@ GDAL decodes the same tiles, but hands the pixels out band by band, and turning 
 that this module does not know go to GDAL.
 """
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import IO, Any, cast
 
 import numpy as np
@@ -31,8 +33,9 @@ Decoder = Callable[[bytes, int], np.ndarray]
 class TiledTiff:
     """An open TIFF.
 
-    Windows are expected in row order. Tiles that end above the current window are finished and let go; of the others the
-    least recently used go when `cache_bytes` is exceeded.
+    Windows are expected in row order, and several threads may read at once: the codecs let go of the interpreter, so that two
+    threads decode twice as fast. Tiles that end above all windows being read are finished and let go; of the others the least
+    recently used go when `cache_bytes` is exceeded.
 
     Attributes:
       tiles_decoded: so far; a measure of what the cache is worth.
@@ -46,8 +49,12 @@ class TiledTiff:
         self._tiled = page.is_tiled  # edge tiles are whole, the last strip is not
         self._columns = -(-self._width // self._tile_width)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._decoding: dict[int, Future[np.ndarray]] = {}  # tiles that some thread is at, for others to wait for
         self._cache_bytes, self._held_bytes, self._fill = cache_bytes, 0, fill
         self._top = 0
+        self._reading: Counter[int] = Counter()  # first rows of the windows being read
+        self._lock = threading.Lock()  # guards all of the above, not the decoding
+        self._file_lock = threading.Lock()
         self.tiles_decoded = 0
 
     def read(self, window: Window) -> np.ndarray:
@@ -57,9 +64,35 @@ class TiledTiff:
           InputError: a tile is damaged or beyond the end of the file.
         """
         out = np.empty((window.height, window.width, self._samples), self._dtype)
+        self._begin(window.y0)
+        try:
+            self._fill_in(out, window)
+        finally:
+            with self._lock:
+                self._reading[window.y0] -= 1
+        return out
+
+    def close(self) -> None:
+        """Lets go of the file and the tiles."""
+        self._cache.clear()
+        self._ranges.close()
+
+    def _begin(self, y0: int) -> None:
+        """Notes a window, and lets go of the tiles that end above this and all other windows being read."""
+        with self._lock:
+            self._reading[y0] += 1
+            if y0 == self._top:
+                return
+            self._reading = +self._reading  # without those that have ended
+            top = min(self._reading)
+            if top == self._top:
+                return
+            self._top = top
+            for index in [i for i in self._cache if (i // self._columns + 1) * self._tile_height <= top]:
+                self._held_bytes -= self._cache.pop(index).nbytes
+
+    def _fill_in(self, out: np.ndarray, window: Window) -> None:
         th, tw = self._tile_height, self._tile_width
-        if window.y0 != self._top:
-            self._let_go_above(window.y0)
         for row in range(window.y0 // th, -(-window.y1 // th)):
             for column in range(window.x0 // tw, -(-window.x1 // tw)):
                 tile = self._tile(row, column)
@@ -68,29 +101,34 @@ class TiledTiff:
                 out[part.y0 - window.y0 : part.y1 - window.y0, part.x0 - window.x0 : part.x1 - window.x0] = tile[
                     part.y0 - y : part.y1 - y, part.x0 - x : part.x1 - x
                 ]
-        return out
-
-    def close(self) -> None:
-        """Lets go of the file and the tiles."""
-        self._cache.clear()
-        self._ranges.close()
-
-    def _let_go_above(self, y0: int) -> None:
-        self._top = y0
-        for index in [i for i in self._cache if (i // self._columns + 1) * self._tile_height <= y0]:
-            self._held_bytes -= self._cache.pop(index).nbytes
 
     def _tile(self, row: int, column: int) -> np.ndarray:
         index = row * self._columns + column
-        tile = self._cache.get(index)
-        if tile is not None:
-            self._cache.move_to_end(index)
-            return tile
-        tile = self._read_tile(index, row)
-        self._cache[index] = tile
-        self._held_bytes += tile.nbytes
-        while self._held_bytes > self._cache_bytes and len(self._cache) > 1:
-            self._held_bytes -= self._cache.popitem(last=False)[1].nbytes
+        with self._lock:
+            tile = self._cache.get(index)
+            if tile is not None:
+                self._cache.move_to_end(index)
+                return tile
+            others = self._decoding.get(index)
+            if others is None:
+                mine: Future[np.ndarray] = Future()
+                self._decoding[index] = mine
+        if others is not None:
+            return others.result()
+        try:
+            tile = self._read_tile(index, row)
+        except BaseException as error:
+            with self._lock:
+                del self._decoding[index]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._decoding[index]
+            self._cache[index] = tile
+            self._held_bytes += tile.nbytes
+            while self._held_bytes > self._cache_bytes and len(self._cache) > 1:
+                self._held_bytes -= self._cache.popitem(last=False)[1].nbytes
+        mine.set_result(tile)
         return tile
 
     def _read_tile(self, index: int, row: int) -> np.ndarray:
@@ -100,14 +138,16 @@ class TiledTiff:
         if count == 0:  # a sparse file leaves out tiles without data
             return np.full(shape, self._fill, self._dtype)
         rows = f"rows {row * self._tile_height} to {min((row + 1) * self._tile_height, self._height)}"
-        content = self._ranges.read_at(self._offsets[index], count)
+        with self._file_lock:
+            content = self._ranges.read_at(self._offsets[index], count)
         if len(content) < count:
             raise InputError(f"{self._path} is damaged: {rows} cannot be read (the file ends before tile {index}); copy it again")
         try:
             tile = self._decode(content, index)
         except Exception as error:  # each codec has its own errors, and none of them is ours
             raise InputError(f"{self._path} is damaged: {rows} cannot be read (tile {index}: {error}); copy it again") from error
-        self.tiles_decoded += 1
+        with self._lock:
+            self.tiles_decoded += 1
         if tile.shape != shape:
             raise InputError(f"{self._path} is damaged: {rows} cannot be read (tile {index} is {tile.shape}, not {shape})")
         return tile

@@ -12,21 +12,22 @@ import tensorflow as tf
 
 from survey import model
 from survey.anchors import AnchorSpec
+from survey.heads import RetinaNetHeads
 
 SIZE = 64
 
 # One square anchor of 16 px in each cell of 8 px.
 SPEC = model.ModelSpec(
-    architecture="retinanet",
     image_size=SIZE,
     classes=("bird", "tree"),
-    anchors=AnchorSpec(3, 3, num_scales=1, aspect_ratios=(1.0,), anchor_size=2.0),
-    box_scales=(1.0, 1.0, 1.0, 1.0),
+    heads=RetinaNetHeads(AnchorSpec(3, 3, num_scales=1, aspect_ratios=(1.0,), anchor_size=2.0), (1.0, 1.0, 1.0, 1.0)),
     score_threshold=0.5,
     score_floor=0.1,
     nms_iou=0.5,
     overlap_px=16,
     gsd_m=None,
+    bands=(),
+    calibration=(),
     validation={},
     dataset_digest="0" * 64,
     versions={},

@@ -8,27 +8,28 @@ from inference import decode
 from survey import boxes
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
+from survey.heads import RetinaNetHeads
 from survey.model import ModelSpec
 
 SCALES = (1.0, 1.0, 1.0, 1.0)
 
 # Levels 3 and 4 at 64 px: (8 * 8 + 4 * 4) * 3 = 240 anchors.
 SPEC = ModelSpec(
-    architecture="retinanet",
     image_size=64,
     classes=("bird", "tree"),
-    anchors=AnchorSpec(3, 4, num_scales=1, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=2.0),
-    box_scales=SCALES,
+    heads=RetinaNetHeads(AnchorSpec(3, 4, num_scales=1, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=2.0), SCALES),
     score_threshold=0.5,
     score_floor=0.05,
     nms_iou=0.5,
     overlap_px=16,
     gsd_m=None,
+    bands=(),
+    calibration=(),
     validation={},
     dataset_digest="",
     versions={},
 )
-ANCHORS = SPEC.anchors.boxes(64)
+ANCHORS = SPEC.heads.anchors.boxes(64)
 
 
 def test_decode_by_hand():
@@ -77,6 +78,10 @@ def heads(entries: dict[tuple[int, int], float]) -> tuple[np.ndarray, np.ndarray
     return np.zeros((len(ANCHORS), 4), np.float32), raw_scores
 
 
+def detect(raw_boxes: np.ndarray, raw_scores: np.ndarray, spec: ModelSpec = SPEC) -> decode.Found:
+    return decode.Decoder(spec)({"raw_boxes": raw_boxes[None], "raw_scores": raw_scores[None]})[0]
+
+
 def cell(row: int, column: int, ratio: int = 1) -> int:
     """Anchor number at level 3: 8 columns, 3 anchors a cell; ratio 1 is the 16 px square about (8 row + 4, 8 column + 4)."""
     return (row * 8 + column) * 3 + ratio
@@ -96,7 +101,7 @@ def test_detect_keeps_the_best_of_each_class_and_clips():
             (cell(6, 6), 1): 0.04,  # below the floor
         }
     )
-    found, scores, class_ids = decode.detect(raw_boxes, raw_scores, SPEC, ANCHORS)
+    found, scores, class_ids = detect(raw_boxes, raw_scores)
     np.testing.assert_allclose(scores, [0.9, 0.7, 0.6, 0.3], rtol=1e-5)
     assert class_ids.tolist() == [1, 2, 1, 2]
     np.testing.assert_allclose(found[[0, 2, 3]], [[20, 20, 36, 36], [20, 28, 36, 44], [0, 0, 12, 12]], atol=1e-4)
@@ -105,24 +110,24 @@ def test_detect_keeps_the_best_of_each_class_and_clips():
 def test_a_score_on_the_floor_is_kept():
     spec = dataclasses.replace(SPEC, score_floor=0.5)
     raw_boxes, raw_scores = heads({(cell(3, 3), 0): 0.5})  # logit 0: the sigmoid is exactly one half
-    _, scores, _ = decode.detect(raw_boxes, raw_scores, spec, ANCHORS)
+    _, scores, _ = detect(raw_boxes, raw_scores, spec)
     assert scores.tolist() == [0.5]
 
 
 def test_nothing_found_and_no_cap():
     raw_boxes, raw_scores = heads({})
-    found, scores, class_ids = decode.detect(raw_boxes, raw_scores, SPEC, ANCHORS)
+    found, scores, class_ids = detect(raw_boxes, raw_scores)
     assert (found.shape, scores.shape, class_ids.shape) == ((0, 4), (0,), (0,))
     raw_scores[:] = 5.0
-    found, _, _ = decode.detect(raw_boxes, raw_scores, dataclasses.replace(SPEC, nms_iou=1.0), ANCHORS)
+    found, _, _ = detect(raw_boxes, raw_scores, dataclasses.replace(SPEC, nms_iou=1.0))
     assert len(found) == 2 * len(ANCHORS)
 
 
 def test_shapes_that_contradict_the_spec():
-    with pytest.raises(InputError, match=r"raw_boxes \[7, 4\].*2 classes.*\[\.\.\., 240, 4\] and \[\.\.\., 240, 2\]"):
-        decode.detect(np.zeros((7, 4)), np.zeros((7, 2)), SPEC, ANCHORS)
+    with pytest.raises(InputError, match=r"raw_boxes \[B, 240, 4\]; raw_scores \[B, 240, 2\].*found raw_boxes \[1, 7, 4\]"):
+        detect(np.zeros((7, 4)), np.zeros((7, 2)))
     with pytest.raises(InputError, match="score_floor=1"):
-        decode.detect(*heads({}), dataclasses.replace(SPEC, score_floor=1.0), ANCHORS)
+        decode.Decoder(dataclasses.replace(SPEC, score_floor=1.0))
 
 
 def test_parity_with_model_garden_decode():
@@ -146,7 +151,7 @@ def test_parity_with_model_garden_detection_generator():
     raw_scores = rng.normal(-2, 2, (len(ANCHORS), 2)).astype(np.float32)
     background = np.full((len(ANCHORS), 1), -9.0, np.float32)
     per_level, start = {"boxes": {}, "scores": {}, "anchors": {}}, 0
-    for level, count in SPEC.anchors.counts(64).items():
+    for level, count in SPEC.heads.anchors.counts(64).items():
         rows, side = slice(start, start + count), 64 >> level
         per_level["boxes"][str(level)] = raw_boxes[rows].reshape(1, side, side, 12)
         per_level["scores"][str(level)] = np.concatenate([background, raw_scores], axis=1)[rows].reshape(1, side, side, 9)
@@ -157,7 +162,7 @@ def test_parity_with_model_garden_detection_generator():
         pre_nms_score_threshold=0.05, nms_iou_threshold=0.5, max_num_detections=500, nms_version="v2"
     )
     theirs = generator(tensors["boxes"], tensors["scores"], tensors["anchors"], tf.constant([[64.0, 64.0]]))
-    found, scores, class_ids = decode.detect(raw_boxes, raw_scores, SPEC, ANCHORS)
+    found, scores, class_ids = detect(raw_boxes, raw_scores)
 
     count = int(theirs["num_detections"][0])
     assert 50 < count < 500

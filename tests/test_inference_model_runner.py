@@ -19,22 +19,24 @@ def images(count: int) -> np.ndarray:
 
 def test_any_number_of_images_in_static_batches(folder):
     runner = ModelRunner(folder, stub_model.SPEC, batch_size=4)
-    raw_boxes, raw_scores = runner(images(3))
+    raw = runner(images(3))
+    assert sorted(raw) == ["raw_boxes", "raw_scores"]
+    raw_boxes, raw_scores = raw["raw_boxes"], raw["raw_scores"]
     assert (raw_boxes.shape, raw_scores.shape) == ((3, 64, 4), (3, 64, 2))
     # Pixel (12, 12) lies in cell (1, 1), number 9, whose middle is 12: offset 0.5 px of the anchor's 16 in both directions.
     np.testing.assert_allclose(raw_boxes[0, 9], [0.5 / 16, 0.5 / 16, 0, 0], atol=1e-6)
     # 0.8 * 255 = 204; the logit of 204/255 is log 4. The other class has none.
     np.testing.assert_allclose(raw_scores[0, 9], [np.log(4), -15], atol=1e-5)
-    six_boxes, six_scores = runner(images(6))
-    np.testing.assert_array_equal(six_boxes[:3], raw_boxes)
-    np.testing.assert_array_equal(six_scores[:3], raw_scores)
-    assert len(six_boxes) == 6
+    six = runner(images(6))
+    np.testing.assert_array_equal(six["raw_boxes"][:3], raw_boxes)
+    np.testing.assert_array_equal(six["raw_scores"][:3], raw_scores)
+    assert len(six["raw_boxes"]) == 6
 
 
 def test_a_fixed_batch_is_kept(tmp_path):
     runner = ModelRunner(stub_model.export(str(tmp_path), batch_size=2), stub_model.SPEC, batch_size=8)
     assert runner.batch_size == 2
-    assert len(runner(images(5))[0]) == 5
+    assert len(runner(images(5))["raw_boxes"]) == 5
 
 
 def test_no_saved_model(tmp_path):
@@ -53,7 +55,7 @@ def test_another_image_size(folder):
         ModelRunner(folder, replace(stub_model.SPEC, image_size=128), 1)
 
 
-def test_heads_of_another_spec(folder):
-    runner = ModelRunner(folder, replace(stub_model.SPEC, classes=("bird", "tree", "boat")), 1)
-    with pytest.raises(InputError, match=r"raw_scores \[1, 64, 2\] do not fit model.json.*3 classes"):
-        runner(images(1))
+def test_heads_that_the_model_does_not_give(folder):
+    heads = replace(stub_model.SPEC.heads, layout="levels")
+    with pytest.raises(InputError, match=r"gives raw_boxes, raw_scores, but the heads .* ask for box_outputs_3, cls_outputs_3"):
+        ModelRunner(folder, replace(stub_model.SPEC, heads=heads), 1)

@@ -1,22 +1,25 @@
 """rookery report, through run(argv): one page that holds all it shows, and shows text from data as text."""
 
+import base64
 import dataclasses
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from inference import charts, evaluate, pictures
+from inference import estimates, evaluate
+from inference.page import embedded, overlays
 from inference.report import run
 from survey import detections, model
 from survey.anchors import AnchorSpec
 from survey.detections import Detections, Manifest
 from survey.errors import InputError
 from survey.geometry import Mosaic
-from survey.metrics import Operating
+from survey.heads import RetinaNetHeads
 from survey.model import ModelSpec
-from survey.raster import Raster
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
@@ -34,7 +37,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs)
         self.elements.append((tag, dict(attrs)))
-        self.text += " " * (tag == "br")
+        self.text += " " * (tag in ("br", "td", "th"))
         if tag not in VOID:
             self._open.append(tag)
 
@@ -45,7 +48,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self.text += data
 
     def words(self):
@@ -100,7 +103,14 @@ def judge(folder, *more):
 def assert_self_contained(html, page):
     assert "http:" not in html
     assert "https:" not in html
-    assert "<script" not in html.lower()
+    # Two scripts: the block of data, and ours, which the policy allows by its hash.
+    data, ours = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+    json.loads(data)
+    assert "<" not in data
+    digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
+    (policy,) = [meta["content"] for meta in page.all("meta") if "default-src" in meta.get("content", "")]
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert html.lower().count("<script") == 2
     assert "url(" not in html
     assert "@import" not in html
     for tag, attributes in page.elements:
@@ -123,6 +133,26 @@ def assert_accessible(page):
     assert all(
         attributes.get("tabindex") == "0" for _, attributes in page.elements if attributes.get("class") in ("map", "scroll")
     )
+
+
+def model_spec(**changes):
+    anchors = AnchorSpec(min_level=3, max_level=5, num_scales=1, aspect_ratios=(1.0,), anchor_size=3.0)
+    spec = ModelSpec(
+        image_size=416,
+        classes=("gull",),
+        heads=RetinaNetHeads(anchors, (1.0, 1.0, 1.0, 1.0)),
+        score_threshold=0.5,
+        score_floor=0.05,
+        nms_iou=0.4,
+        overlap_px=64,
+        gsd_m=None,
+        bands=(),
+        calibration=(),
+        validation={"f1": 0.61},
+        dataset_digest="ef" * 32,
+        versions={},
+    )
+    return dataclasses.replace(spec, **changes)
 
 
 def test_without_evaluation(survey):
@@ -227,47 +257,78 @@ def test_no_detections_at_all(survey):
     assert "Of the 0 boxes that count" in words
 
 
-def test_size_is_bounded(tmp_path, write_raster):
-    # Noise is the worst that JPEG can meet: 1,500 x 1,500 px of it are about 2.5 MB, above a budget of 100 kB.
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
-    with Raster(write_raster(tmp_path / "noise.png", noise)) as raster:
-        uri = pictures.overview(raster, 100_000)
-    assert 30_000 < len(uri) <= 100_000 * 4 / 3 + 40
-    boxes = np.zeros((5, 4))
-    layer = pictures.layer("many", boxes, pictures.TP, most=2)
-    assert (layer.count, layer.path.count("M")) == (5, 2)
+def test_the_page_keeps_to_its_bound(tmp_path, write_raster, monkeypatch):
+    # A survey above every limit, with limits small enough for a test: two mosaics of noise and 4,000 detections in each.
+    monkeypatch.setattr(overlays, "PICTURE_BYTES", 300_000)
+    monkeypatch.setattr(overlays, "MAX_BOXES", 100)
+    monkeypatch.setattr(embedded, "MAX_DETECTIONS", 1000)
+    generator = np.random.default_rng(0)
+    mosaics, rows = [], []
+    for name in ("a", "b"):
+        path = write_raster(tmp_path / f"{name}.png", generator.integers(0, 256, (900, 900, 3), dtype=np.uint8))
+        mosaics.append(Mosaic(name, path, 900, 900))
+        corners = generator.uniform(0, 880, (4000, 2))
+        scores = np.sort(generator.uniform(0.1, 1, 4000))[::-1]
+        rows += [(name, 1, s, y, x, y + 15, x + 15) for s, (y, x) in zip(scores, corners, strict=True)]
+    write_detections(tmp_path / "found", mosaics, rows)
+    html, page = report(tmp_path)
+    assert_self_contained(html, page)
+    # Base64 of the pictures: 400 kB. Detections: 20 bytes each, 20 kB. Static boxes: twice 30 bytes each, 6 kB. 32 crops of
+    # 48 px of noise: at most 1 byte a pixel and a header, 32 * 4 / 3 * 3 kB = 128 kB. Style, script, words: 90 kB.
+    assert len(html) < 400_000 + 20_000 + 6_000 + 128_000 + 90_000
+    assert sum(len(image["src"]) for image in page.all("img")) > 200_000
 
 
-def test_crop_stays_inside_and_keeps_the_box_in_place(tmp_path, pixels, write_raster):
-    with Raster(write_raster(tmp_path / "m.png", pixels(100, 200))) as raster:
-        mosaic = Mosaic("m", raster.path, 100, 200)
-        # A 20 x 10 box: a piece of 2.4 * 20 = 48 px around (15, 195). Rows -9 .. 39 move to 0 .. 48, columns 171 .. 219 to
-        # 152 .. 200.
-        crop = pictures.crop(raster, mosaic, (5, 190, 25, 200), pictures.TP, "gull", 0.9)
-        assert (crop.height, crop.width, crop.path) == (48, 48, "M38 5h10v20h-10z")
-        # A box as large as the mosaic: the piece is the mosaic.
-        crop = pictures.crop(raster, mosaic, (0, 0, 100, 200), pictures.FN, "gull")
-        assert (crop.height, crop.width, crop.path) == (100, 200, "M0 0h200v100h-200z")
+def estimate(folder, *rows, of=None):
+    made_of = evaluate.digests(str(folder / "found")) if of is None else of
+    method, holds = "prediction-powered inference", ("the labelled patches were drawn at random", "<b>labels</b> are right")
+    made = estimates.Estimates(0.95, method, holds, 400, 30, tuple(rows), {}, made_of, {"seed": 1}, {"numpy": "2"})
+    estimates.write(str(folder / "found"), made)
 
 
-def test_chart_geometry_by_hand():
-    # The plot spans x 54 .. 466 and y 300 .. 14. Recall .5, precision .75: x = 54 + 206, y = 300 - 214.5.
-    at = Operating(0.5, 1, 1, 1, 0.75, 0.5, 0.6)
-    (line,) = charts.precision_recall([("IoU 0.5", [0.5, 1.0], [1.0, 0.5], at)]).lines
-    assert line.path == "M54 14L260 14L466 157"
-    assert line.point == (260, 85.5)
-    # 25 bins of .04: .5 lies in bin 12, 1.0 in the last; 3 detections at most in a bin, so ticks 0 .. 3, 3 at the top.
-    chart = charts.histogram(np.float32([0.5, 0.5, 0.49, 1.0]), 0.5)
-    assert [tick.label for tick in chart.y_ticks] == ["0", "1", "2", "3"]
-    assert (chart.bars[12].counted_y, chart.bars[12].rest_y) == (109.3, 14)  # 2 of 3 and 3 of 3: 300 - 286 * 2 / 3
-    assert chart.bars[24].counted_height == pytest.approx(95.3)
-    assert chart.threshold_x == 260
+def test_estimates_stand_beside_the_counts(survey):
+    row = estimates.Estimate
+    everything, coast = row("", "", "", 4, 5.25, 3.5, 12.0), row("", "coast", "", 3, 4.0, 2.0, 6.0)
+    estimate(survey, everything, coast, row("north", "", "gull", 3, 3.9, 2.0, 6.1))
+    html, page = report(survey)
+    assert_self_contained(html, page)
+    words = page.words()
+    # Fewer than ten objects are given with a tenth: 5.25 is 5.2, to even.
+    assert "estimate 5.2, 95 % interval 3.5 to 12" in words
+    assert "north 3 3.9 2.0 to 6.1" in words
+    assert "south 1 – –" in words
+    assert "coast all classes 3 4.0 2.0 to 6.0" in words
+    assert "prediction-powered inference (30 of 400 units were labelled)" in words
+    assert "<b>labels</b> are right" in words
+    estimate(survey, of={"detections.json": "00"})
+    with pytest.raises(InputError, match=r"estimates\.json is about other detections.*run `rookery count` again"):
+        report(survey)
+
+
+def test_checks_name_what_the_run_and_the_model_say(survey):
+    folder = str(survey / "model")
+    spec = model_spec(gsd_m=(0.05, 0.1), bands=(4,))
+    model.write(folder, spec)
+    manifest, found = detections.read(str(survey / "found"))
+    # North has the upper end of 0.1 m and 5 % more, which is tolerated, south 0.2 m; both have 3 bands.
+    placed = tuple(dataclasses.replace(m, gsd_m=g) for m, g in zip(manifest.mosaics, (0.105, 0.2), strict=True))
+    changes = {"model": folder, "model_digest": model.digest(folder), "mosaics": placed}
+    detections.write(str(survey / "found"), dataclasses.replace(manifest, **changes), found)
+    words = report(survey)[1].words()
+    # A prediction that compared the two itself is believed.
+    changes["options"] = {"warnings": ["mind the gap"]}
+    detections.write(str(survey / "found"), dataclasses.replace(manifest, **changes), found)
+    warned = report(survey)[1].words()
+    assert "The prediction warned: mind the gap" in warned
+    assert "trained at" not in warned
+    assert "trained at 0.05 to 0.1 m a pixel, and objects have another size in pixels in south (0.2 m)" in words
+    assert "trained on mosaics of 4 bands, of another number are north (3), south (3)" in words
+    assert "no evaluation, and no estimate with an interval" in words
 
 
 def test_the_models_dataset_is_named_while_the_model_is_the_same(survey):
     folder = str(survey / "model")
-    anchors = AnchorSpec(min_level=3, max_level=5, num_scales=1, aspect_ratios=(1.0,), anchor_size=3.0)
-    spec = ModelSpec("retinanet", 416, ("gull",), anchors, (1, 1, 1, 1), 0.5, 0.05, 0.4, 64, None, {"f1": 0.61}, "ef" * 32, {})
+    spec = model_spec()
     model.write(folder, spec)
     manifest, found = detections.read(str(survey / "found"))
     detections.write(str(survey / "found"), dataclasses.replace(manifest, model=folder, model_digest=model.digest(folder)), found)

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from crowded_frames import random_frames
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from survey import metrics
+from survey import matching, metrics
 from survey.metrics import COCO_IOUS, Frame
 
 
@@ -128,6 +129,16 @@ def test_count_error():
     assert math.isnan(metrics.CountError(3, 0).relative)
 
 
+def test_count_spread_by_hand():
+    # Errors +3, -1, 0, +2: mean 1, absolute mean 6/4, root of (9 + 1 + 0 + 4)/4.
+    spread = metrics.count_spread(np.array([13, 4, 0, 7]), np.array([10, 5, 0, 5]))
+    assert (spread.number, spread.mean_true, spread.mean_error, spread.mean_absolute_error) == (4, 5, 1, 1.5)
+    assert spread.rmse == pytest.approx(math.sqrt(14 / 4))
+    nothing = metrics.count_spread(np.zeros(0, int), np.zeros(0, int))
+    assert nothing.number == 0
+    assert math.isnan(nothing.rmse)
+
+
 def test_outcomes_pool_frames_and_keep_classes_apart():
     truth = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], float)
     frame = Frame(truth, np.array([0.5, 0.9]), np.array([1, 1]), truth, np.array([1, 2]))  # the second box has the wrong class
@@ -139,28 +150,8 @@ def test_outcomes_pool_frames_and_keep_classes_apart():
     assert (both.truths, both.hits.sum()) == (3, 1)
 
 
-def random_frames(rng, images, classes, on_grid):
-    """Crowded frames; on a coarse grid scores tie, and IoUs tie and fall exactly on thresholds."""
-    frames = []
-    for _ in range(images):
-        m = int(rng.integers(0, 60))
-        corner, size = rng.uniform(0, 60, (m, 2)), rng.uniform(4, 20, (m, 2))
-        truth = np.concatenate([corner, corner + size], axis=1)
-        again = truth[rng.integers(0, m, 90 if m else 0)]
-        spurious = rng.uniform(0, 60, (10, 2))
-        boxes = np.concatenate([again + rng.normal(0, 2, again.shape), np.concatenate([spurious, spurious + 8], axis=1)])
-        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        scores = rng.uniform(0, 1, len(boxes))
-        if on_grid:
-            truth, boxes, scores = np.round(truth / 4) * 4, np.round(boxes / 4) * 4, np.round(scores, 1)
-            truth[:, 2:], boxes[:, 2:] = np.maximum(truth[:, 2:], truth[:, :2] + 4), np.maximum(boxes[:, 2:], boxes[:, :2] + 4)
-        ids = rng.integers(1, classes + 1, len(boxes)), rng.integers(1, classes + 1, m)
-        frames.append(Frame(boxes, scores, ids[0], truth, ids[1]))
-    return frames
-
-
-def pycocotools_precision(frames, classes, ious):
-    """eval['precision'] [T, 101, K] and eval['recall'] [T, K] with the cap on detections lifted."""
+def pycocotools_precision(frames, classes, ious, areas=((0, 1e10),)):
+    """eval['precision'] [T, 101, K, A] and eval['recall'] [T, K, A] with the cap on detections lifted."""
 
     def entry(number, image, class_id, box, **more):
         y0, x0, y1, x1 = map(float, box)
@@ -185,10 +176,10 @@ def pycocotools_precision(frames, classes, ious):
     judge = COCOeval(truth, truth.loadRes(found), "bbox")
     judge.params.iouThrs = np.array(ious)
     judge.params.maxDets = [10**6]
-    judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+    judge.params.areaRng, judge.params.areaRngLbl = [list(area) for area in areas], [str(area) for area in areas]
     judge.evaluate()
     judge.accumulate()
-    return judge.eval["precision"][..., 0, 0], judge.eval["recall"][..., 0, 0]
+    return judge.eval["precision"][..., 0], judge.eval["recall"][..., 0]
 
 
 @pytest.mark.parametrize("on_grid", [False, True])
@@ -196,7 +187,7 @@ def pycocotools_precision(frames, classes, ious):
 def test_parity_with_pycocotools(seed, on_grid):
     frames = random_frames(np.random.default_rng(seed), images=5, classes=3, on_grid=on_grid)
     ious = (0.4, *COCO_IOUS, 1.0)
-    precision, recall = pycocotools_precision(frames, 3, ious)
+    precision, recall = (one[..., 0] for one in pycocotools_precision(frames, 3, ious))
     per_class = metrics.outcomes(frames, 3, ious)
     for k, one in enumerate(per_class):
         for t, iou in enumerate(ious):
@@ -204,6 +195,65 @@ def test_parity_with_pycocotools(seed, on_grid):
             assert metrics.precision_recall(one, iou).recall[-1] == pytest.approx(recall[t, k], abs=1e-12)
     assert metrics.coco_ap(per_class) == pytest.approx(precision[1:-1].mean(), abs=1e-9)
     assert metrics.ap50(per_class) == pytest.approx(precision[1].mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("on_grid", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_parity_with_pycocotools_by_size(seed, on_grid):
+    """Bounds of 8 and 12 px, on which many areas lie exactly when on the grid of 4 px; such an object is of both sizes."""
+    frames = random_frames(np.random.default_rng(seed), images=5, classes=3, on_grid=on_grid)
+    ious, areas = (0.4, *COCO_IOUS), ((0, 64), (64, 144), (144, 1e10))
+    precision, recall = pycocotools_precision(frames, 3, ious, areas)
+    everything = matching.pool(frames)
+    compared = 0
+    for a, (low, high) in enumerate(areas):
+        per_class = metrics.outcomes_of_size(everything, 3, ious, low, high)
+        for k, one in enumerate(per_class):
+            for t, iou in enumerate(ious):
+                if one.truths == 0:
+                    assert (precision[t, :, k, a] == -1).all()
+                    continue
+                compared += 1
+                assert metrics.average_precision(one, iou) == pytest.approx(precision[t, :, k, a].mean(), abs=1e-9)
+                found = metrics.at_threshold(one, iou, 0.0).recall
+                assert found == pytest.approx(recall[t, k, a], abs=1e-12)
+    assert compared == 3 * 3 * len(ious)
+
+
+def test_size_ignores_objects_and_detections_of_other_sizes():
+    # Objects: A 10 x 10 (100 px²), B 20 x 20 (400 px²). Sizes: up to 15² = 225, and from there on.
+    truth = [[0, 0, 10, 10], [50, 50, 70, 70]]
+    boxes = [
+        [0, 0, 10, 10],  # 0.9 finds A
+        [50, 50, 70, 70],  # 0.8 finds B
+        [30, 0, 40, 10],  # 0.7 small, nothing there
+        [80, 0, 100, 20],  # 0.6 large, nothing there
+    ]
+    everything = matching.pool([one_class(boxes, [0.9, 0.8, 0.7, 0.6], truth)])
+    (small,) = metrics.outcomes_of_size(everything, 1, (0.5,), 0, 225)
+    (large,) = metrics.outcomes_of_size(everything, 1, (0.5,), 225, math.inf)
+    # Small: A is right and the small one false; the detection of B and the large one are ignored. Large: the other way round.
+    for one, scores in ((small, [0.9, 0.7]), (large, [0.8, 0.6])):
+        assert one.truths == 1
+        np.testing.assert_array_equal(one.counted(0.5)[0], scores)
+        np.testing.assert_array_equal(one.counted(0.5)[1], [True, False])
+        at = metrics.at_threshold(one, 0.5, 0.65)
+        assert (at.tp, at.fp, at.fn) == (1, 1 if one is small else 0, 0)
+    # Pooled over classes, what is ignored stays ignored; a class in which nothing is ignored has no mask.
+    (all_sizes,) = metrics.outcomes_of_size(everything, 1, (0.5,), 0, math.inf)
+    assert all_sizes.ignored is None
+    both = metrics.pooled([small, all_sizes])
+    assert (both.truths, both.counted(0.5)[0].tolist()) == (3, [0.9, 0.9, 0.8, 0.7, 0.7, 0.6])
+
+
+def test_size_prefers_an_object_of_the_size_though_another_fits_better():
+    # One detection 10 x 16 = 160 px². Object A 10 x 15 = 150: IoU 150/160 = .94; B 10 x 25 = 250: IoU 160/250 = .64.
+    # Large is 200 px² and more: A is out of the size and would be taken only if B did not reach the threshold.
+    everything = matching.pool([one_class([[0, 0, 10, 16]], [0.9], [[0, 0, 10, 15], [0, 0, 10, 25]])])
+    (large,) = metrics.outcomes_of_size(everything, 1, (0.5, 0.75), 200, math.inf)
+    np.testing.assert_array_equal(large.counted(0.5)[1], [True])
+    assert len(large.counted(0.75)[0]) == 0  # it found A, which is not asked for
+    assert metrics.at_threshold(large, 0.75, 0.0).fn == 1
 
 
 def test_a_thousand_objects_in_one_frame_are_all_counted():

@@ -173,10 +173,8 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     loaded = tf.saved_model.load(f"{out}/{model.SAVED_MODEL}")
     raw = loaded.signatures["raw"](images=batch["image"])
     decoded = loaded.signatures["serving_default"](images=batch["image"])
-    assert raw["raw_boxes"].shape[1] == len(spec.anchors.boxes(SIZE))
     found = 0
-    for i in range(4):
-        ours, scores, _ = decode.detect(raw["raw_boxes"][i].numpy(), raw["raw_scores"][i].numpy(), spec, spec.anchors.boxes(SIZE))
+    for i, (ours, scores, _) in enumerate(decode.Decoder(spec)({name: value.numpy() for name, value in raw.items()})):
         count = int(decoded["num_detections"][i])
         assert len(scores) == count
         np.testing.assert_allclose(np.sort(scores), np.sort(decoded["detection_scores"][i][:count]), atol=1e-5)

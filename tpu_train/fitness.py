@@ -138,9 +138,7 @@ def best_anchor_iou(boxes_px: np.ndarray, spec: AnchorSpec, image_size: int) -> 
         stride = 2**level
         cells = max(1, image_size // stride)
         nearest = (np.clip(np.floor(centre / stride), 0, cells - 1) + 0.5) * stride  # [M, 2]
-        for scale, ratio in itertools.product(range(spec.num_scales), spec.aspect_ratios):
-            side = spec.anchor_size * stride * 2 ** (scale / spec.num_scales)
-            half = np.array([side / math.sqrt(ratio), side * math.sqrt(ratio)]) / 2
+        for half in spec.sides_px(level) / 2:
             best = np.maximum(best, box_ops.paired_iou(boxes_px, np.concatenate([nearest - half, nearest + half], axis=1)))
     return best
 

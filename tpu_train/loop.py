@@ -19,7 +19,7 @@ import tf_keras
 import yaml
 from official.core import base_task, base_trainer, config_definitions, task_factory
 
-from survey import dataset, files
+from survey import calibration, dataset, files
 from survey.errors import InputError
 from tpu_train import checkpoints, reports
 from tpu_train import strategy as strategies
@@ -27,7 +27,7 @@ from tpu_train.guard import Guard, Incident
 from tpu_train.history import History
 from tpu_train.options import Options
 from tpu_train.plan import Plan
-from tpu_train.run_folder import BEST_RECORD, CONFIG
+from tpu_train.run_folder import BEST, BEST_RECORD, CONFIG
 
 SHOWN_PATCHES = 16  # in the command that a message proposes
 
@@ -248,7 +248,9 @@ class Run:
         return self._trainer.distribute_dataset(self.task.build_inputs, data)
 
     def _validate(self, step: int) -> None:
-        metrics = reports.scalars(self._trainer.evaluate(tf.constant(-1)))
+        outputs = self._trainer.evaluate(tf.constant(-1))
+        metrics = reports.scalars(outputs)
+        self._keep_calibration(step, outputs.get(calibration.KEY))
         self.reports.validation(step, metrics)
         if self._objects:
             print(f"train: {self.task.meter(self._objects)}", flush=True)
@@ -264,6 +266,15 @@ class Run:
                 f"{self._config.trainer.best_checkpoint_eval_metric} than {best[1]:.3f} at step {best[0]}",
                 flush=True,
             )
+
+    def _keep_calibration(self, step: int, knots: Any) -> None:
+        """Writes what the scores are worth beside the best record, if that is of this step.
+
+        A kill between the two leaves the step without a validation in the history, so that it comes again, and this with it.
+        """
+        record = os.path.join(self._options.model_dir, BEST_RECORD)
+        if knots is not None and files.exists(record) and files.read_json(record, "a record")["best_ckpt_global_step"] == step:
+            calibration.write(os.path.join(self._options.model_dir, BEST), tuple(map(tuple, knots.tolist())))
 
     def _note(self, incident: Incident) -> None:
         """Writes down what went wrong; once is survived.

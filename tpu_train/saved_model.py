@@ -9,8 +9,9 @@ import tf_keras
 import yaml
 from official.core import task_factory
 
-from survey import dataset, files, model, provenance
+from survey import calibration, dataset, files, model, provenance
 from survey.errors import InputError
+from survey.heads import RetinaNetHeads
 from tpu_train import registry
 from tpu_train.experiments import retinanet
 from tpu_train.run_folder import BEST, CONFIG
@@ -104,17 +105,28 @@ def write(
     tf.get_logger().setLevel(logging.ERROR)  # Keras warns of a layer without weights that it will not save as a Keras layer
     tf.saved_model.save(exported, folder, signatures={"raw": exported.raw, "serving_default": exported.decoded})
     return model.ModelSpec(
-        architecture="retinanet",
         image_size=config.task.model.input_size[0],
         classes=data.classes,
-        anchors=retinanet.anchor_spec(config.task.model),
-        box_scales=tuple(config.task.model.detection_generator.box_coder_weights or (1.0, 1.0, 1.0, 1.0)),
+        heads=RetinaNetHeads(
+            anchors=retinanet.anchor_spec(config.task.model),
+            box_scales=tuple(config.task.model.detection_generator.box_coder_weights or (1.0, 1.0, 1.0, 1.0)),
+        ),
         score_threshold=score_threshold,
         score_floor=score_floor,
         nms_iou=nms_iou,
         overlap_px=data.overlap_px,
-        gsd_m=data.gsd_m,
+        gsd_m=_gsd_range(data),
+        bands=tuple(sorted({mosaic.bands for mosaic in data.mosaics})),
+        calibration=calibration.read(os.path.join(model_dir, BEST)),
         validation=best,
         dataset_digest=trained_on,
         versions=provenance.versions("tensorflow", "tf-models-official", "numpy"),
     )
+
+
+def _gsd_range(data: dataset.Dataset) -> tuple[float, float] | None:
+    """Smallest and largest metres per pixel of the patches of a dataset, None where a mosaic does not say."""
+    if data.gsd_m is not None:
+        return data.gsd_m, data.gsd_m
+    known = [mosaic.gsd_m for mosaic in data.mosaics if mosaic.gsd_m is not None]
+    return (min(known), max(known)) if known and len(known) == len(data.mosaics) else None

@@ -1,12 +1,18 @@
 """Validation as the survey will be counted: each patch answers for its core, and whole mosaics are compared, without a cap."""
 
+from typing import Any
+
 import numpy as np
 
 from survey import boxes as box_math
-from survey import dataset, metrics
+from survey import calibration, dataset, metrics
 
 # Less than what F1 on a few hundred objects varies by chance: its standard error is some 0.03.
 F1_SLACK = 0.02
+
+# Patches of one mosaic share its light and its habitat, so mosaics are the better units of error; with fewer of them than this
+# their own spread is too uncertain, and patches must do.
+MOSAICS_AS_UNITS = 10
 
 
 class Validation:
@@ -48,19 +54,22 @@ class Validation:
                 )
             )
 
-    def result(self, iou: float) -> dict[str, float]:
+    def result(self, iou: float) -> dict[str, Any]:
         """Metrics over everything added.
 
         Args:
-          iou: at which an object counts as found, for F1 and the count.
+          iou: at which an object counts as found, for F1, the count and the calibration.
 
         Returns:
           ap50, ap (COCO), ap_at_iou; score_threshold, the best for counting among those of nearly the best F1, and there f1,
-          precision, recall, count, true_count.
+          precision, recall, count, true_count; objects_found, of detections of any score; what `_counting` gives; and
+          `calibration`, float64 [K, 2], the knots of `survey.calibration`. All but the last are single numbers.
         """
         frames = [metrics.Frame(*map(np.concatenate, zip(*parts, strict=True))) for parts in self._parts.values()]
         per_class = metrics.outcomes(frames, len(self._dataset.classes), (*metrics.COCO_IOUS, iou))
-        best = metrics.best_count(metrics.pooled(per_class), iou, f1_slack=F1_SLACK)
+        together = metrics.pooled(per_class)
+        best = metrics.best_count(together, iou, f1_slack=F1_SLACK)
+        knots = calibration.fit(together.scores, together.at(iou))
         values = {
             "ap50": metrics.ap50(per_class),
             "ap": metrics.coco_ap(per_class),
@@ -71,5 +80,39 @@ class Validation:
             "recall": best.recall,
             "count": best.tp + best.fp,
             "true_count": best.tp + best.fn,
+            "objects_found": int(together.at(iou).sum()),
+            **self._counting(knots, best.threshold),
         }
-        return {name: float(np.nan_to_num(value)) for name, value in values.items()}
+        numbers: dict[str, Any] = {name: float(np.nan_to_num(value)) for name, value in values.items()}
+        return {**numbers, calibration.KEY: np.array(knots, np.float64).reshape(-1, 2)}
+
+    def _counting(self, knots: calibration.Knots, threshold: float) -> dict[str, float]:
+        """How well calibrated detections count, for the intervals of `rookery count`.
+
+        The unit j (a mosaic, or a patch's core where mosaics are few) has y objects and an expected number f of found ones, the
+        sum of the probabilities of its detections that count. Objects are R = sum(y) / sum(f) for each that is expected. With
+        residuals e = y - R f, the standard error of R by linearisation is sqrt(J / (J - 1) * sum(e^2)) / sum(f) (Cochran,
+        "Sampling Techniques", 3rd edition, 1977, equation 2.46).
+
+        Returns:
+          calibrated_count: sum(f). count_error: the standard error of R relative to R. count_dispersion: sum(e^2) / sum(y), 1
+          were the residuals Poisson. count_units: J. The last three are 0 where fewer than two units hold anything.
+        """
+        units = []
+        for parts in self._parts.values():
+            pairs = []
+            for _, scores, _, truth, _ in parts:
+                counting = scores.astype(np.float64) >= min(threshold, float(np.float32(threshold)))
+                pairs.append((float(len(truth)), float(calibration.apply(knots, scores[counting]).sum()) if knots else 0.0))
+            units.append(pairs)
+        rows = [(sum(y for y, _ in pairs), sum(f for _, f in pairs)) for pairs in units]
+        if len(rows) < MOSAICS_AS_UNITS:
+            rows = [pair for pairs in units for pair in pairs]
+        y, f = np.array(rows, np.float64).reshape(-1, 2).T
+        values = {"calibrated_count": float(f.sum()), "count_error": 0.0, "count_dispersion": 0.0, "count_units": 0.0}
+        if len(y) > 1 and y.sum() > 0 and f.sum() > 0:
+            squares = float(((y - y.sum() / f.sum() * f) ** 2).sum())
+            values["count_error"] = float(np.sqrt(len(y) / (len(y) - 1) * squares) / y.sum())
+            values["count_dispersion"] = squares / float(y.sum())
+            values["count_units"] = float(len(y))
+        return values

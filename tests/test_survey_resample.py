@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline import resample
+from survey import resample
 from survey.geometry import Window
 
 

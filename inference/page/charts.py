@@ -1,4 +1,4 @@
-"""Geometry of the report's two charts; report.html draws them as inline SVG, so they are crisp, small and follow its colours."""
+"""Geometry of the report's charts; report.html draws them as inline SVG, so they are crisp, small and follow its colours."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from survey.drawing import DASHES, Style
 from survey.metrics import Operating
+from survey.reliability import Reliability
 
 # The chart's own units, as in the viewBox of report.html: the plot lies from (LEFT, TOP) to (RIGHT, BOTTOM) of 480 x 350.
 LEFT, TOP, RIGHT, BOTTOM = 54.0, 14.0, 466.0, 300.0
@@ -26,12 +27,21 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One precision-recall curve: SVG path data, and the point where the score threshold puts it (None if undefined)."""
+    """One precision-recall curve.
+
+    Attributes:
+      label: for people.
+      style: how it is drawn.
+      path: SVG path data.
+      point: where the score threshold puts it, None if undefined.
+      key: "CLASS IOU", their positions, a dash for all classes: what report.js moves the point by.
+    """
 
     label: str
     style: Style
     path: str
     point: tuple[float, float] | None
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +66,9 @@ class PrecisionRecall:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bin of the histogram: left edge and width, and the tops of its parts that count and that do not."""
+    """One bin of the histogram: how many are in it, left edge and width, and the tops of its parts that count and that do not."""
 
+    number: int
     x: float
     width: float
     counted_y: float
@@ -71,6 +82,7 @@ class Histogram:
     """Detections by score; the part at or above the threshold counts."""
 
     bars: tuple[Bar, ...]
+    top: int  # what the upper end of the axis stands for
     threshold_x: float
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -88,20 +100,21 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) if points else ""
 
 
-def precision_recall(curves: Sequence[tuple[str, Sequence[float], Sequence[float], Operating]]) -> PrecisionRecall:
+def precision_recall(curves: Sequence[tuple[str, Sequence[float], Sequence[float], Operating, str]]) -> PrecisionRecall:
     """The chart of up to as many curves as there are line colours.
 
     Args:
-      curves: (label, recall [P] ascending, precision [P], operating point) of each.
+      curves: (label, recall [P] ascending, precision [P], operating point, key) of each.
     """
     lines = []
-    for i, (label, recall, precision, at) in enumerate(curves[: len(_LINES)]):
+    for i, (label, recall, precision, at, key) in enumerate(curves[: len(_LINES)]):
         pairs = [(_x(r), _y(p)) for r, p in zip(recall, precision, strict=True) if not math.isnan(r)]
         # From recall 0 the curve runs level into its first point.
         points = [(_x(0), pairs[0][1]), *pairs] if pairs else []
         marked = not (math.isnan(at.precision) or math.isnan(at.recall))
         dash = DASHES[i % len(DASHES)]
-        lines.append(Line(label, Style(_LINES[i], dash), _path(points), (_x(at.recall), _y(at.precision)) if marked else None))
+        point = (_x(at.recall), _y(at.precision)) if marked else None
+        lines.append(Line(label, Style(_LINES[i], dash), _path(points), point, key))
     ticks = [i / 5 for i in range(6)]
     return PrecisionRecall(
         lines=tuple(lines),
@@ -134,11 +147,11 @@ def histogram(scores: np.ndarray, threshold: float) -> Histogram:
     bars = []
     for i in range(BINS):
         high, low = _y(everything[i] / top), _y(counted[i] / top)
-        bars.append(
-            Bar(_x(i / BINS) + 0.8, round(_x(1 / BINS) - LEFT - 1.6, 1), low, round(BOTTOM - low, 1), high, round(low - high, 1))
-        )
+        left, wide = round(_x(i / BINS) + 0.8, 1), round(_x(1 / BINS) - LEFT - 1.6, 1)
+        bars.append(Bar(int(everything[i]), left, wide, low, round(BOTTOM - low, 1), high, round(BOTTOM - high, 1)))
     return Histogram(
         bars=tuple(bars),
+        top=top,
         threshold_x=_x(min(max(threshold, 0.0), 1.0)),
         x_ticks=tuple(Tick(_x(i / 5), f"{i / 5:g}") for i in range(6)),
         y_ticks=tuple(Tick(_y(value / top), f"{value:,}") for value in range(0, top + 1, step)),
@@ -149,3 +162,77 @@ def _round_step(least: float) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50 .. that is at least this."""
     power = 10 ** max(0, math.floor(math.log10(least)))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= least)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One bin of the reliability chart: the point, and the ends of the interval about its precision."""
+
+    x: float
+    y: float
+    low_y: float
+    high_y: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One calibration curve: a mark a bin, and SVG path data through them."""
+
+    label: str
+    style: Style
+    marks: tuple[Mark, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityChart:
+    """A chart of mean score (across) and share that is right (up), both 0 to 1.
+
+    Attributes:
+      series: the curves.
+      diagonal: where scores are probabilities.
+      x_ticks: along the lower side.
+      y_ticks: along the left side.
+    """
+
+    series: tuple[Series, ...]
+    diagonal: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def reliability(curves: Sequence[tuple[str, Sequence[Reliability]]]) -> ReliabilityChart:
+    """The chart of calibration curves.
+
+    Args:
+      curves: (label, bins of detections of similar score, lowest first) of each.
+    """
+    series = []
+    for i, (name, bins) in enumerate(curves):
+        marks = []
+        for one in bins:
+            low, high = wilson(one.precision, one.number)
+            label = f"mean score {one.mean_score:.3f}: {100 * one.precision:.0f} % of {one.number:,} right"
+            marks.append(Mark(_x(one.mean_score), _y(one.precision), _y(low), _y(high), label))
+        path = _path([(mark.x, mark.y) for mark in marks])
+        series.append(Series(name, Style(_LINES[i], DASHES[i % len(DASHES)]), tuple(marks), path))
+    ticks = [i / 5 for i in range(6)]
+    return ReliabilityChart(
+        series=tuple(series),
+        diagonal=_path([(_x(0), _y(0)), (_x(1), _y(1))]),
+        x_ticks=tuple(Tick(_x(t), f"{t:g}") for t in ticks),
+        y_ticks=tuple(Tick(_y(t), f"{t:g}") for t in ticks),
+    )
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, Probable inference, the law of succession, and statistical inference).
+
+    >>> [round(end, 3) for end in wilson(0.5, 10)]
+    [0.237, 0.763]
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return max(0.0, middle - half), min(1.0, middle + half)

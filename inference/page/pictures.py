@@ -1,26 +1,21 @@
-"""What the report shows of the mosaics: overviews, crops, and boxes over them as SVG paths, each within a stated size."""
+"""What the report shows of single boxes: crops of the mosaic around them, and layers of boxes as SVG paths."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 
-from survey.drawing import PALETTE, Style, box_path
+from inference.page.tiles import data_uri, jpeg
+from survey.drawing import FALSE, FOUND, MISSED, Style, box_path
 from survey.geometry import Mosaic, Window
 from survey.raster import Raster
 
-OVERVIEW_PX = 2000  # longest side: sharp on a 4K screen at half its width, about 1 MB as JPEG
-JPEG_QUALITY = 82
 CROP_PX = 256  # longest side stored of a crop, shown at about 180 px
 CROP_CONTEXT = 2.4  # side of a crop relative to the box: enough around it to judge what it is
 CROP_MIN_PX = 48  # a crop of a 10 px bird still shows some of its surroundings
 CROP_MAX_PX = 1024  # read at most this much of the mosaic for one crop, whatever the size of the box
 
-
-# Blue, vermillion and yellow stay apart in every kind of colour vision, and on vegetation, sand and water.
-TP, FP, FN = Style(PALETTE[0], ""), Style(PALETTE[5], "7 4"), Style(PALETTE[3], "2 3")
+TP, FP, FN = FOUND, FALSE, MISSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +68,6 @@ def layer(label: str, boxes: np.ndarray, style: Style, most: int) -> Layer:
     return Layer(label, len(boxes), style, box_path(boxes[:most]))
 
 
-def overview(raster: Raster, max_bytes: int) -> str:
-    """The whole mosaic as a data URI: at most OVERVIEW_PX on a side, shrunk further until its JPEG has at most `max_bytes`."""
-    longest = OVERVIEW_PX
-    while True:
-        encoded = _jpeg(raster.overview(longest))
-        # 64 px tells nobody anything, so a budget that asks for less is not obeyed: it costs 3 kB.
-        if len(encoded) <= max_bytes or longest <= 64:
-            return _data_uri(encoded)
-        longest = longest * 3 // 4
-
-
 def crop(
     raster: Raster,
     mosaic: Mosaic,
@@ -113,7 +97,7 @@ def crop(
     pixels = raster.read(Window(top, left, top + height, left + width))
     moved = np.array([[y0 - top, x0 - left, y1 - top, x1 - left]])
     return Crop(
-        image=_data_uri(_jpeg(_shrunk(pixels))),
+        image=data_uri(jpeg(_shrunk(pixels))),
         height=height,
         width=width,
         path=box_path(moved),
@@ -137,12 +121,3 @@ def _shrunk(pixels: np.ndarray) -> np.ndarray:
     kh, kw = blocks.shape[0] // height, blocks.shape[1] // width
     means: np.ndarray = blocks[: height * kh, : width * kw].reshape(height, kh, width, kw, 3).mean(axis=(1, 3))
     return means.round().astype(np.uint8)
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="420")
-    return encoded
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -1,0 +1,1 @@
+"""How a count gets its interval: expected numbers, the statistics, and which patches to label."""
