@@ -35,6 +35,9 @@ rookery predict --model "$run/model" --mosaics "$unseen.png" --output "$run/dete
 say "Evaluate: against the trees that people found there"
 rookery evaluate --detections "$run/detections" --annotations "$unseen.xml" --iou 0.4,0.5
 
+say "Count: how many trees, and between which numbers, without a single tree labelled there"
+rookery count --detections "$run/detections"
+
 say "Report: one page to look at"
 rookery report --detections "$run/detections" --output "$run/report.html"
 say "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
