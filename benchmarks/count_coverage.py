@@ -29,7 +29,6 @@ from survey import calibration
 CONFIDENCE = 0.95
 PATCHES, MOSAICS, VALIDATION_PATCHES = 1500, 40, 300
 HABITATS = np.array([0.6, 0.3, 0.1])
-THRESHOLD = 0.4  # of the simulated detector: about where it counts best
 
 
 @dataclass(frozen=True)
@@ -139,14 +138,13 @@ def from_nothing(rng: np.random.Generator, setting: Setting) -> dict[str, tuple[
     """One survey without labels, like its validation data and unlike it."""
     checked = patches(rng, setting, VALIDATION_PATCHES)
     knots = calibration.fit(checked.score, checked.hit)
-    counting = checked.score >= THRESHOLD
     # As `tpu_train.validation` computes them.
-    f = checked.expected(calibration.apply(knots, checked.score) * counting)
+    f = checked.expected(calibration.apply(knots, checked.score))
     squares = float(((checked.y - checked.y.sum() / f.sum() * f) ** 2).sum())
     judged = {}
     for name, more_false in (("ours", 1.0), ("shifted", 3.0)):
         one = patches(rng, setting, more_false=more_false)
-        p = calibration.apply(knots, one.score[one.score >= THRESHOLD])
+        p = calibration.apply(knots, one.score)
         total = intervals.from_validation(
             float(p.sum()),
             float((p * (1 - p)).sum()),
@@ -154,7 +152,7 @@ def from_nothing(rng: np.random.Generator, setting: Setting) -> dict[str, tuple[
             ratio_error=np.sqrt(len(f) / (len(f) - 1) * squares) / checked.y.sum(),
             dispersion=squares / checked.y.sum(),
             units=len(f),
-            recall=float((checked.hit & counting).sum() / checked.y.sum()),
+            recall=float(checked.hit.sum() / checked.y.sum()),
         )
         judged[name] = _judge(total, float(one.y.sum()))
     return judged

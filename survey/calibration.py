@@ -60,7 +60,10 @@ def fit(scores: np.ndarray, hits: np.ndarray, max_knots: int = MAX_KNOTS) -> Kno
 
 
 def apply(knots: Knots, scores: np.ndarray) -> np.ndarray:
-    """The probability that a detection is an object, float64 [N]; below the first knot and above the last one that knot's.
+    """The probability that a detection is an object, float64 [N].
+
+    Above the last knot it is that knot's. Below the first it is 0: validation keeps a limited number of detections a patch, so of
+    such scores it saw too few to tell, and a survey has thousands of them.
 
     Raises:
       InputError: there is no calibration.
@@ -68,7 +71,7 @@ def apply(knots: Knots, scores: np.ndarray) -> np.ndarray:
     if not knots:
         raise InputError("calibration=(): this model was exported without one, so its scores say nothing about probabilities")
     x, y = np.array(knots, np.float64).T
-    return np.interp(np.asarray(scores, np.float64), x, y)
+    return np.interp(np.asarray(scores, np.float64), x, y, left=0.0)
 
 
 def write(folder: str, knots: Knots) -> None:

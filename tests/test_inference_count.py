@@ -18,8 +18,7 @@ from survey.geometry import Mosaic
 CLASSES = ("gull", "tern & <auk>")
 SIDE, PATCH = 128, 16  # 8 x 8 patches a mosaic
 VALIDATION = {
-    "score_threshold": 0.5,
-    "recall": 0.8,
+    "objects_found": 96.0,
     "true_count": 120.0,
     "calibrated_count": 100.0,
     "count_error": 0.1,
@@ -89,12 +88,13 @@ def row(made, **where):
 def test_without_labels_by_hand(tmp_path, capsys):
     survey = Survey(tmp_path, 1)
     made = survey.count()
-    # Only detections of score .8 count, each worth .9; 120 objects for each 100 expected.
+    # Detections of score .8 count, each worth .9; the ten of .4 do not, and are worth .2 each. 120 objects for 100 expected.
     total = row(made)
-    assert total.estimate == pytest.approx(1.2 * 0.9 * total.counted)
-    # Own: 1.2^2 n .09 + .9 n * .2 / .64; validation: (.1 T)^2; t of 19 degrees of freedom 2.09302, on the logarithm.
     n, t = total.counted, total.estimate
-    error = np.sqrt(1.44 * 0.09 * n + 0.9 * n * 0.2 / 0.64 + 0.01 * t * t)
+    assert t == pytest.approx(1.2 * (0.9 * n + 2))
+    # Own: 1.2^2 (n .09 + 10 * .16) + (.9 n + 2) .2 / .64; validation: (.1 T)^2; t of 19 degrees of freedom 2.09302, on the
+    # logarithm.
+    error = np.sqrt(1.44 * (0.09 * n + 1.6) + (0.9 * n + 2) * 0.2 / 0.64 + 0.01 * t * t)
     assert (total.low, total.high) == pytest.approx((t * np.exp(-2.09302 * error / t), t * np.exp(2.09302 * error / t)), rel=1e-5)
     nothing = row(made, class_name=CLASSES[1])
     # No tern: ln .05 / ln .2 = 1.86 may hide.
@@ -202,7 +202,7 @@ def test_a_model_without_validation_is_refused(tmp_path):
     model.write(str(tmp_path / "model"), dataclasses.replace(spec(), validation={"recall": 0.8}, calibration=()))
     manifest = dataclasses.replace(manifest, model_digest=model.digest(str(tmp_path / "model")))
     detections.write(str(tmp_path / "found"), manifest, found)
-    with pytest.raises(InputError, match=r"lacks score_threshold, true_count, .* calibration: without labels"):
+    with pytest.raises(InputError, match=r"lacks objects_found, true_count, .* calibration: without labels"):
         survey.count()
 
 

@@ -13,8 +13,8 @@ def test_pools_adjacent_violators_by_hand():
     scores, hits = np.array([0.5, 0.1, 0.3, 0.2, 0.4]), np.array([True, False, False, True, True])
     knots = calibration.fit(scores, hits)
     assert np.array(knots) == pytest.approx(np.array([(0.1, 0.25), (0.25, 0.5), (0.45, 2.5 / 3)]))
-    # Between .25 and .45 a straight line: at .35 half way between 1/2 and 5/6. Outside the knots, the nearest one.
-    assert calibration.apply(knots, np.array([0.35, 0.0, 1.0])) == pytest.approx([2 / 3, 0.25, 2.5 / 3])
+    # Between .25 and .45 a straight line: at .35 half way between 1/2 and 5/6. Above the last knot that one, below the first 0.
+    assert calibration.apply(knots, np.array([0.35, 0.1, 0.09, 1.0])) == pytest.approx([2 / 3, 0.25, 0, 2.5 / 3])
 
 
 def test_equal_scores_share_a_block():

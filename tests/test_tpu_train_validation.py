@@ -54,11 +54,12 @@ def test_counting_by_hand(state):
     knots = found.pop(calibration.KEY)
     assert knots == pytest.approx(np.array([(0.25, 0.125), (0.75, 6.5 / 7)]))
     assert all(isinstance(value, float) for value in found.values())
-    # 8 objects, 6 found. The threshold lies between: only hits count, f = 6.5 / 7 * (2, 1, 3, 0).
+    # 8 objects, 6 found. All detections are worth what they are: f = 6.5 / 7 * (2, 1, 3, 0) + 1 / 8 * (1, 0, 1, 1).
     assert (found["true_count"], found["objects_found"], found["score_threshold"]) == (8, 6, 0.5)
-    assert found["calibrated_count"] == pytest.approx(6.5 / 7 * 6)
-    # R f = 8 / 6 * (2, 1, 3, 0) = 8/3 4/3 4 0 beside y = 3 1 3 1: residuals 1/3 -1/3 -1 1: squares sum to 2 / 9 + 2.
-    squares = 2 / 9 + 2
+    assert found["calibrated_count"] == pytest.approx(6.5 / 7 * 6 + 3 / 8)
+    # Times 56: f = (111, 52, 163, 7), 333 in all, and R = 448 / 333. Residuals y - R f / 56 = y - 8 f / 333:
+    # (999 - 888, 333 - 416, 999 - 1304, 333 - 56) / 333.
+    squares = (111**2 + 83**2 + 305**2 + 277**2) / 333**2
     assert found["count_error"] == pytest.approx(np.sqrt(4 / 3 * squares) / 8)
     assert found["count_dispersion"] == pytest.approx(squares / 8)
     assert found["count_units"] == 4

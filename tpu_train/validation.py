@@ -81,16 +81,16 @@ class Validation:
             "count": best.tp + best.fp,
             "true_count": best.tp + best.fn,
             "objects_found": int(together.at(iou).sum()),
-            **self._counting(knots, best.threshold),
+            **self._counting(knots),
         }
         numbers: dict[str, Any] = {name: float(np.nan_to_num(value)) for name, value in values.items()}
         return {**numbers, calibration.KEY: np.array(knots, np.float64).reshape(-1, 2)}
 
-    def _counting(self, knots: calibration.Knots, threshold: float) -> dict[str, float]:
+    def _counting(self, knots: calibration.Knots) -> dict[str, float]:
         """How well calibrated detections count, for the intervals of `rookery count`.
 
         The unit j (a mosaic, or a patch's core where mosaics are few) has y objects and an expected number f of found ones, the
-        sum of the probabilities of its detections that count. Objects are R = sum(y) / sum(f) for each that is expected. With
+        sum of the probabilities of its detections. Objects are R = sum(y) / sum(f) for each that is expected. With
         residuals e = y - R f, the standard error of R by linearisation is sqrt(J / (J - 1) * sum(e^2)) / sum(f) (Cochran,
         "Sampling Techniques", 3rd edition, 1977, equation 2.46).
 
@@ -102,8 +102,7 @@ class Validation:
         for parts in self._parts.values():
             pairs = []
             for _, scores, _, truth, _ in parts:
-                counting = scores.astype(np.float64) >= min(threshold, float(np.float32(threshold)))
-                pairs.append((float(len(truth)), float(calibration.apply(knots, scores[counting]).sum()) if knots else 0.0))
+                pairs.append((float(len(truth)), float(calibration.apply(knots, scores).sum()) if knots else 0.0))
             units.append(pairs)
         rows = [(sum(y for y, _ in pairs), sum(f for _, f in pairs)) for pairs in units]
         if len(rows) < MOSAICS_AS_UNITS:

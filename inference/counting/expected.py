@@ -32,7 +32,8 @@ class Worth:
     @classmethod
     def of(cls, spec: ModelSpec | None, manifest: Manifest) -> "Worth":
         """The worth of a model's scores; `spec` is None where the model is gone."""
-        recall = spec.validation.get("recall", 0.8) if spec is not None else 0.8
+        at = spec.validation if spec is not None else {}
+        recall = at["objects_found"] / at["true_count"] if at.get("true_count") and "objects_found" in at else 0.8
         return cls(spec.calibration if spec is not None else (), manifest.score_threshold, min(max(recall, 0.1), 0.99))
 
     def of_scores(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -97,13 +97,13 @@ def from_validation(
     E (1 - r) / r^2; or, if that is more, what validation's units differed by, R E times their dispersion.
 
     Args:
-      expected: E, the sum of p over the detections that count.
+      expected: E, the sum of p over the detections.
       found_variance: sum of p (1 - p) over them.
       ratio: R.
       ratio_error: standard error of R, relative to R.
       dispersion: sum of squared residuals per object on validation.
       units: of validation, for the degrees of freedom.
-      recall: r, share of validation's objects that were found by detections that count.
+      recall: r, share of validation's objects that were found.
     """
     estimate = ratio * expected
     missed = expected * (1 - recall) / recall**2

@@ -19,7 +19,7 @@ OWN_LABELS = 10
 # Four mosaics give three degrees of freedom, a factor of 3.2 instead of 2; with three it is 4.3 and the interval says nothing.
 LEAST_MOSAICS = 4
 
-VALIDATED = ("score_threshold", "recall", "true_count", "calibrated_count", "count_error", "count_dispersion", "count_units")
+VALIDATED = ("objects_found", "true_count", "calibrated_count", "count_error", "count_dispersion", "count_units")
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,18 @@ def without_labels(manifest: Manifest, found: dict[str, Detections], spec: Model
       InputError: the model lacks what its validation should say.
     """
     lacking = [name for name in VALIDATED if name not in spec.validation] + ["calibration"] * (not spec.calibration)
-    if lacking or min(spec.validation[name] for name in ("recall", "calibrated_count", "count_units")) <= 0:
+    if lacking or min(spec.validation[name] for name in ("objects_found", "calibrated_count", "count_units")) <= 0:
         why = f"lacks {', '.join(lacking)}" if lacking else "was validated on too few objects"
         raise InputError(
             f"the model {manifest.model} {why}: without labels of this survey an interval comes from the model's validation; "
             "train and export again with this Rookery, or label some patches: rookery count --label_sample"
         )
     at = spec.validation
+    recall = at["objects_found"] / at["true_count"]
     sums = np.zeros((2, len(manifest.mosaics), len(manifest.classes)))
-    worth = Worth(spec.calibration, manifest.score_threshold, at["recall"])
+    worth = Worth(spec.calibration, manifest.score_threshold, recall)
     for i, mosaic in enumerate(manifest.mosaics):
         one = found[mosaic.name]
-        one = one.take(one.scores >= np.float32(at["score_threshold"]))
         for side, values in enumerate(worth.of_scores(one.scores)):
             sums[side, i] = np.bincount(one.class_ids - 1, values, len(manifest.classes))
 
@@ -98,7 +98,7 @@ def without_labels(manifest: Manifest, found: dict[str, Detections], spec: Model
             ratio_error=at["count_error"],
             dispersion=at["count_dispersion"],
             units=at["count_units"],
-            recall=at["recall"],
+            recall=recall,
         )
 
     return Result(
@@ -106,8 +106,8 @@ def without_labels(manifest: Manifest, found: dict[str, Detections], spec: Model
         (
             "The survey looks like the model's validation data: same kind of place, season, camera, ground resolution and "
             "density. Nothing in these numbers can notice if it does not.",
-            f"Validation was labelled completely: {at['true_count']:.0f} objects, of which {100 * at['recall']:.0f} % were found "
-            f"with a score of {at['score_threshold']:.3g} or more.",
+            f"Validation was labelled completely: {at['true_count']:.0f} objects, of which {100 * recall:.0f} % were found, "
+            "with whatever score.",
             f"The {at['count_units']:.0f} parts of the validation data err independently of each other.",
             "All classes are found and confused alike: calibration and recall are those of all classes together.",
         ),
