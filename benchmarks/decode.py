@@ -3,8 +3,9 @@
     python benchmarks/decode.py [--seconds 5] [--repeats 3]
 
 640 px, 76,725 anchors, 9 classes, batches of 8, the heads per level as Model Garden's model gives them, 100 detections an image,
-score floor 0.05, NMS at IoU 0.5. Three kinds of heads:
+score floor 0.05, NMS at IoU 0.5. Four kinds of heads:
 
+    prior     independent logits N(-4.6, 0.5): what the focal loss starts from, a score of 0.01; some 300 candidates an image
     objects   logits of a trained model: 60 objects an image, each seen by the anchors around it, and a dark background
     noise     independent logits N(-5, 1): about 13,600 candidates an image, fewer than Model Garden's cap of 5,000 a class
     all pass  independent logits N(0, 1): every other anchor is a candidate of every class, as an untrained head can be
@@ -43,7 +44,8 @@ SPEC = DecodeSpec(
     score_floor=0.05,
     nms_iou=0.5,
 )
-KINDS = {"objects": -7.0, "noise": -5.0, "all pass": 0.0}  # mean of the background's logits
+# Mean and standard deviation of the background's logits.
+KINDS = {"prior": (-4.6, 0.5), "objects": (-7.0, 1.0), "noise": (-5.0, 1.0), "all pass": (0.0, 1.0)}
 OBJECTS = 60
 
 
@@ -86,7 +88,7 @@ def heads(kind: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     anchors = ANCHORS.boxes(SIZE)
     raw_boxes = rng.normal(0, 0.3, (BATCH, len(anchors), 4)).astype(np.float32)
-    raw_scores = rng.normal(KINDS[kind], 1, (BATCH, len(anchors), CLASSES + 1)).astype(np.float32)
+    raw_scores = rng.normal(*KINDS[kind], (BATCH, len(anchors), CLASSES + 1)).astype(np.float32)
     if kind == "objects":
         for i in range(BATCH):
             sides = rng.uniform(24, 96, (OBJECTS, 2))

@@ -39,6 +39,10 @@ _LOGIT_SLACK = 1e-3
 
 # Where there are 50 times as many candidates as detections are wanted, the best 8 times as many are looked at first.
 _MANY, _SOME = 50, 8
+_STRIDE = 16  # of the anchors by which that is judged
+
+# Candidates of several images that are suppressed together, at most: more do not fit the processor's cache.
+_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,13 @@ class Decoder:
         Raises:
           InputError: one is missing, has another shape, or is not a number everywhere; prints all shapes.
         """
+        self._check_shapes(raw)
+        for name in self._shapes:
+            if raw[name].size and np.isnan(raw[name].min()):  # the smallest is NaN where any is
+                count = int(np.isnan(raw[name]).sum())
+                raise InputError(f"{name} holds {count} values that are not a number: the model diverged; use another checkpoint")
+
+    def _check_shapes(self, raw: Mapping[str, np.ndarray]) -> None:
         batches = {raw[name].shape[0] for name in self._shapes if name in raw and raw[name].ndim}
         fits = all(name in raw and raw[name].shape[1:] == shape and raw[name].ndim for name, shape in self._shapes.items())
         if not fits or len(batches) != 1:
@@ -137,10 +148,6 @@ class Decoder:
                 f"{len(self._spec.classes)} classes asks for {wanted}, one B for all; found {found}: export the model again with "
                 "`rookery export`, or correct image_size, classes or heads (docs/decoding.md)"
             )
-        for name in self._shapes:
-            if raw[name].size and np.isnan(raw[name].min()):  # the smallest is NaN where any is
-                count = int(np.isnan(raw[name]).sum())
-                raise InputError(f"{name} holds {count} values that are not a number: the model diverged; use another checkpoint")
 
     def __call__(self, raw: Mapping[str, np.ndarray]) -> list[Found]:
         """What each image of a batch shows; there is no cap on the number of objects.
@@ -155,78 +162,136 @@ class Decoder:
           InputError: the arrays contradict the spec.
         """
         raw = {name: np.asarray(value) for name, value in raw.items()}
-        self.check(raw)
+        self._check_shapes(raw)
         arrays = {name: np.ascontiguousarray(raw[name], np.float32) for name in self._shapes}
-        return [self._image({name: array[i] for name, array in arrays.items()}) for i in range(len(arrays[self.outputs[0]]))]
+        return self._batch(arrays, self._most)
 
-    def _image(self, raw: dict[str, np.ndarray]) -> Found:
-        found, complete = self._suppressed(raw, self._most)
-        # Suppression goes from the best down, so that the first `most` of the best candidates are the first of all.
-        if not complete and len(found.scores) < (self._most or 0):
-            found, _ = self._suppressed(raw, None)
-        return found
+    def _batch(self, raw: dict[str, np.ndarray], most: int | None) -> list[Found]:
+        """All images at once, since most calls into numpy cost more than what they do for one image."""
+        images = len(raw[self.outputs[0]])
+        if isinstance(self._heads, RetinaNetHeads):
+            parts, complete = self._retinanet(raw, self._heads, most)
+        else:
+            parts, complete = self._yolo(raw, self._heads), np.ones(images, bool)
+        if images > 1 and sum(len(part.scores) for part in parts) > _AT_ONCE:
+            return [one for i in range(images) for one in self._batch(_image(raw, i), most)]
+        found = self._suppressed(_Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True))), images)
+        for i in range(images):
+            # Suppression goes from the best down, so that the first `most` of the best candidates are the first of all.
+            if most is not None and not complete[i] and len(found[i].scores) < most:
+                found[i : i + 1] = self._batch(_image(raw, i), None)
+        return [Found(*(part[: self._most] for part in one)) for one in found]
 
-    def _suppressed(self, raw: dict[str, np.ndarray], most: int | None) -> tuple[Found, bool]:
-        """What an image shows, and whether all its candidates were looked at, not only the best, which mostly are enough."""
-        spec, heads = self._spec, self._heads
-        parts, complete = (
-            self._retinanet(raw, heads, most) if isinstance(heads, RetinaNetHeads) else (self._yolo(raw, heads), True)
-        )
-        found, scores, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-        found = boxes.clip(found, spec.image_size, spec.image_size)
+    def _suppressed(self, given: "_Candidates", images: int) -> list[Found]:
+        """What of the candidates each image shows."""
+        spec = self._spec
+        clipped = boxes.clip(given.boxes, spec.image_size, spec.image_size)
         # A box beyond the patch shows nothing. The floor is compared with the score itself, after the generous look at logits.
-        alive = (boxes.area(found) > 0) & (scores >= np.float32(spec.score_floor))
-        found, scores, columns = found[alive], scores[alive], columns[alive]
+        alive = (boxes.area(clipped) > 0) & (given.scores >= np.float32(spec.score_floor))
+        image, found, scores, columns = (part[alive] for part in (given.image, clipped, given.scores, given.columns))
         if self._method in (suppression.CLASS, suppression.AGNOSTIC):
-            classes = columns if self._method == suppression.CLASS else None
-            kept = suppression.hard(found, scores, classes, spec.nms_iou)
+            groups = image * len(spec.classes) + columns if self._method == suppression.CLASS else image
+            kept = suppression.hard(found, scores, groups, spec.nms_iou)
             scores = scores[kept]
         else:
-            kept, scores = suppression.soft(found, scores, columns, spec.nms_iou, spec.score_floor, self._method)
-        kept, scores = kept[: self._most], scores[: self._most]
-        return Found(found[kept], scores, (columns[kept] + 1).astype(np.int32)), complete
+            pieces = []
+            for i in range(images):
+                mine = np.flatnonzero(image == i)
+                chosen, lowered = suppression.soft(
+                    found[mine], scores[mine], columns[mine], spec.nms_iou, spec.score_floor, self._method
+                )
+                pieces.append((mine[chosen], lowered))
+            kept, scores = (np.concatenate(part) for part in zip(*pieces, strict=True))
+        by_image = np.argsort(image[kept], kind="stable")
+        kept, scores = kept[by_image], scores[by_image]
+        bounds = np.searchsorted(image[kept], np.arange(1, images))
+        parts = found[kept], scores, (columns[kept] + 1).astype(np.int32)
+        return [Found(*one) for one in zip(*(np.split(part, bounds) for part in parts), strict=True)]
 
     def _retinanet(
         self, raw: dict[str, np.ndarray], heads: RetinaNetHeads, most: int | None
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], bool]:
-        """(boxes, scores, class columns from 0) of the candidates of each array; whether these are all."""
-        width = len(self._spec.classes) + heads.background
-        candidates = []
+    ) -> tuple[list["_Candidates"], np.ndarray]:
+        """The candidates of each array; whether these are all, bool [B]."""
+        width, images = len(self._spec.classes) + heads.background, len(raw[self.outputs[0]])
+        names = {name: "raw_scores" if heads.layout == FLAT else name.replace("box_", "cls_") for name in self._anchors}
+        least = np.full((images, 1), self._least, np.float32)
+        if most is not None and self._method in (suppression.CLASS, suppression.AGNOSTIC):
+            some = [raw[name].reshape(images, -1, width)[:, ::_STRIDE, heads.background :] for name in names.values()]
+            for i in range(images):
+                least[i] = max(self._least, _least_of_best([part[i].ravel() for part in some], self._least, most))
+        parts = []
         for name, anchors in self._anchors.items():
-            logits = raw["raw_scores" if heads.layout == FLAT else name.replace("box_", "cls_")].reshape(-1)
-            chosen = np.flatnonzero(logits >= self._least)
+            logits = raw[names[name]].reshape(images, -1)
+            chosen = _not_below(logits, least)
+            values = logits.reshape(-1)
+            self._check_numbers(raw, values[chosen])
             if heads.background:
                 chosen = chosen[chosen % width > 0]
-            candidates.append((name, anchors, chosen, logits[chosen]))
-        least = -math.inf
-        if most is not None and self._method in (suppression.CLASS, suppression.AGNOSTIC):
-            least = _least_of_best(np.concatenate([logits for *_, logits in candidates]), most)
-        parts = []
-        for name, anchors, chosen, logits in candidates:
-            chosen, logits = chosen[logits >= least], logits[logits >= least]
-            rows, columns = np.divmod(chosen, width)
+            rows = chosen // width
+            image = rows // len(anchors)
             regressions = raw[name].reshape(-1, 4)[rows]
-            found = decode_boxes(regressions, anchors[rows], heads.box_scales, heads.largest_log_ratio)
-            parts.append((found, sigmoid(logits), columns - heads.background))
-        return parts, least == -math.inf
+            self._check_numbers(raw, regressions)
+            found = decode_boxes(regressions, anchors[rows - image * len(anchors)], heads.box_scales, heads.largest_log_ratio)
+            parts.append(_Candidates(image, found, sigmoid(values[chosen]), chosen - rows * width - heads.background))
+        return parts, least[:, 0] <= np.float32(self._least)
 
-    def _yolo(self, raw: dict[str, np.ndarray], heads: YoloHeads) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(boxes, scores, class columns from 0) of the candidates of each level."""
+    def _yolo(self, raw: dict[str, np.ndarray], heads: YoloHeads) -> list["_Candidates"]:
+        """The candidates of each level."""
         parts = []
         scales = heads.scale_xy or (1.0,) * len(heads.levels)
         for level, anchors_px, scale_xy in zip(heads.levels, heads.anchors_px, scales, strict=True):
+            side = self._spec.image_size >> level
             values = raw[f"raw_output_{level}"].reshape(-1, 5 + len(self._spec.classes))
-            likely = np.flatnonzero(values[:, 4] >= self._least)  # a product of sigmoids is below each of them
+            likely = _not_below(
+                values[None, :, 4], np.full((1, 1), self._least, np.float32)
+            )  # a product of sigmoids is below each of them
             values = values[likely]
-            objectness, probabilities = sigmoid(values[:, 4:5]), sigmoid(values[:, 5:])
-            scores = objectness * probabilities
+            self._check_numbers(raw, values)
+            scores = sigmoid(values[:, 4:5]) * sigmoid(values[:, 5:])
             rows, columns = np.nonzero(scores >= np.float32(self._spec.score_floor))
             cells, which = np.divmod(likely[rows], len(anchors_px))
-            grid = np.stack(np.divmod(cells, self._spec.image_size >> level), axis=1)  # (row, column)
+            image, cells = np.divmod(cells, side * side)
+            grid = np.stack(np.divmod(cells, side), axis=1)  # (row, column)
             sides = np.array(anchors_px, np.float32)[which, ::-1]  # (height, width)
             found = decode_yolo(values[rows, :4], grid, sides, 2**level, scale_xy, heads.box_type)
-            parts.append((found, scores[rows, columns], columns))
+            parts.append(_Candidates(image, found, scores[rows, columns], columns))
         return parts
+
+    def _check_numbers(self, raw: dict[str, np.ndarray], candidates: np.ndarray) -> None:
+        """Refuses candidates that are not numbers: a look at these costs nothing, at whole arrays a tenth of all."""
+        if np.isnan(candidates).any():
+            self.check(raw)
+
+
+class _Candidates(NamedTuple):
+    """What may be objects, before suppression.
+
+    Attributes:
+      image: int [M], number in the batch.
+      boxes: float32 [M, 4], yxyx in patch pixels, not clipped.
+      scores: float32 [M].
+      columns: int [M], class from 0.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    columns: np.ndarray
+
+
+def _image(raw: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
+    """The arrays of one image, as a batch of one."""
+    return {name: array[i : i + 1] for name, array in raw.items()}
+
+
+def _not_below(values: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Where values [B, N] reach least [B, 1] or are not a number, as ascending flat indices; few do: eight at a time."""
+    chosen = np.less(values, least).reshape(-1)
+    np.logical_not(chosen, out=chosen)
+    whole = len(chosen) // 8 * 8
+    eights = np.flatnonzero(chosen[:whole].view(np.uint64))
+    places = np.flatnonzero(chosen[:whole].reshape(-1, 8)[eights])
+    return np.concatenate([eights[places >> 3] * 8 + (places & 7), whole + np.flatnonzero(chosen[whole:])])
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -309,12 +374,16 @@ def decode_yolo(
     return np.concatenate([centers - half, centers + half], axis=1)
 
 
-def _least_of_best(logits: np.ndarray, most: int) -> float:
-    """The logit from which a candidate is worth a look when `most` detections are wanted; -inf where all are."""
-    if len(logits) <= _MANY * most:
+def _least_of_best(some: list[np.ndarray], least: float, most: int) -> float:
+    """The logit from which a candidate is worth a look when `most` detections are wanted; -inf where all are.
+
+    Judged by every `_STRIDE`-th anchor: where that misleads, too few are found, and the caller looks at all.
+    """
+    sample = np.concatenate(some)
+    if np.count_nonzero(sample >= least) * _STRIDE <= _MANY * most:
         return -math.inf
-    last = len(logits) - max(_SOME * most, 1)
-    return float(np.partition(logits, last)[last])
+    last = len(sample) - max(_SOME * most // _STRIDE, 1)
+    return float(np.partition(sample, last)[last])
 
 
 def _least_logit(score_floor: float) -> float:

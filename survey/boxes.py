@@ -1,6 +1,11 @@
 """Axis-aligned boxes as float arrays [N, 4] of (y0, x0, y1, x1), half-open, in pixels of whatever frame the caller names."""
 
+from collections.abc import Iterator
+
 import numpy as np
+
+# Candidate pairs looked at in one go: 4 million of two boxes in float64 are a quarter of a gigabyte.
+CHUNK = 1 << 22
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
@@ -47,33 +52,87 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def overlapping_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of boxes that share area, found by a sweep down the rows: memory grows with the pairs, not with N * M.
+def overlapping_pairs(
+    a: np.ndarray, b: np.ndarray, a_group: np.ndarray | None = None, b_group: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of boxes that share area: time and memory grow with the pairs, not with N * M.
+
+    The frame is divided into cells, a box lies in every cell that it touches, and boxes are compared with those of their
+    cells. A pair that meets in several cells is taken where the upper left corner of the shared part lies, so none comes twice.
 
     Args:
       a: [N, 4].
       b: [M, 4].
+      a_group: int [N], from 0; boxes of different groups, of different images for instance, are not compared. None for one group.
+      b_group: int [M].
 
     Returns:
       (i, j, iou): indices into a and b and their IoU, each [P], sorted by i, then j.
     """
-    order = np.argsort(b[:, 0], kind="stable")
-    tops = b[order, 0]
-    tallest = float((b[:, 2] - b[:, 0]).max()) if len(b) else 0.0
-    first = np.searchsorted(tops, a[:, 0] - tallest, side="left")
-    last = np.searchsorted(tops, a[:, 2], side="left")
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for i in range(len(a)):
-        j = order[first[i] : last[i]]
-        near = b[j]
-        j = np.sort(j[(near[:, 2] > a[i, 0]) & (near[:, 1] < a[i, 3]) & (near[:, 3] > a[i, 1])])
-        value = paired_iou(np.broadcast_to(a[i], (len(j), 4)), b[j])
-        keep = value > 0
-        found.append((np.full(int(keep.sum()), i), j[keep], value[keep]))
-    if not found:
-        return np.zeros(0, int), np.zeros(0, int), np.zeros(0)
-    rows, columns, values = zip(*found, strict=True)
-    return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+    nothing = np.zeros(0, int), np.zeros(0, int), paired_iou(a[:0], b[:0])
+    mine, others = (np.flatnonzero(np.isfinite(one).all(axis=1) & (area(one) > 0)) for one in (a, b))
+    if not len(mine) or not len(others):
+        return nothing
+    if a_group is None or b_group is None:
+        a_group, b_group = np.zeros(len(a), int), np.zeros(len(b), int)
+    both = np.concatenate([a[mine], b[others]])
+    side = both[:, 2:] - both[:, :2]
+    origin = both[:, :2].min(axis=0)
+    span = float((both[:, 2:].max(axis=0) - origin).max())
+    # With cells of the mean side and the mean area, at least, boxes touch four cells on average, at most, however their sizes
+    # differ; and no more than 2**20 cells a side, so that the number of a cell fits 64 bits.
+    cell = max(float(side.mean()), float(np.sqrt(side.prod(axis=1).mean())), span / (1 << 20))
+    columns = int(span / cell) + 1
+    a_box, a_cell = _touched(a, mine, a_group, origin, cell, columns)
+    b_box, b_cell = _touched(b, others, b_group, origin, cell, columns)
+    by_cell = np.argsort(b_cell, kind="stable")
+    b_box, b_cell = b_box[by_cell], b_cell[by_cell]
+    first, last = np.searchsorted(b_cell, a_cell, side="left"), np.searchsorted(b_cell, a_cell, side="right")
+    found = [nothing]
+    for rows, j in pairs_of_ranges(first, last):
+        i, j = a_box[rows], b_box[j]
+        corner = np.floor((np.maximum(a[i, :2], b[j, :2]) - origin) / cell).astype(np.int64)
+        here = (a_group[i] * columns + corner[:, 0]) * columns + corner[:, 1] == a_cell[rows]
+        i, j = i[here], j[here]
+        value = paired_iou(a[i], b[j])
+        found.append((i[value > 0], j[value > 0], value[value > 0]))
+    i, j, value = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((j, i))
+    return i[order], j[order], value[order]
+
+
+def pairs_of_ranges(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every (row, position) with first[row] <= position < last[row], in pieces of at most about `CHUNK` pairs.
+
+    Args:
+      first: int [N].
+      last: int [N], not below `first`.
+
+    Yields:
+      (rows, positions), int [P] each, ascending.
+    """
+    ends = np.cumsum(last - first)
+    start = 0
+    while start < len(first):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
+        number = (last - first)[start:stop]
+        shift_by = np.repeat(first[start:stop] - (np.cumsum(number) - number), number)
+        yield np.repeat(np.arange(start, stop), number), np.arange(len(shift_by)) + shift_by
+        start = stop
+
+
+def _touched(
+    boxes: np.ndarray, chosen: np.ndarray, group: np.ndarray, origin: np.ndarray, cell: float, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every (box, number of a cell) where the box touches the cell."""
+    low = np.floor((boxes[chosen, :2] - origin) / cell).astype(np.int64)
+    high = np.floor((boxes[chosen, 2:] - origin) / cell).astype(np.int64)
+    tall, wide = (np.minimum(high, columns - 1) - low + 1).T
+    which = np.repeat(np.arange(len(chosen)), tall * wide)
+    rank = np.arange(len(which)) - np.repeat(np.cumsum(tall * wide) - tall * wide, tall * wide)
+    row, column = low[which, 0] + rank // wide[which], low[which, 1] + rank % wide[which]
+    return chosen[which], (group[chosen[which]] * columns + row) * columns + column
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, classes: np.ndarray | None = None) -> np.ndarray:
@@ -90,10 +149,9 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, classes: np
     """
     order = np.lexsort((np.arange(len(scores)), -scores))
     ranked = boxes[order]
-    i, j, value = overlapping_pairs(ranked, ranked)
+    group = None if classes is None else np.unique(classes[order], return_inverse=True)[1]
+    i, j, value = overlapping_pairs(ranked, ranked, group, group)
     rival = (j > i) & (value > iou_threshold)
-    if classes is not None:
-        rival &= classes[order][i] == classes[order][j]
     i, j = i[rival], j[rival]
     bounds = np.searchsorted(i, np.arange(len(order) + 1))
     kept = np.ones(len(order), bool)

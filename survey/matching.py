@@ -11,9 +11,6 @@ import numpy as np
 
 from survey import boxes as box_math
 
-# Candidate pairs looked at in one go: 4 million of two boxes in float64 are a quarter of a gigabyte.
-CHUNK = 1 << 22
-
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -97,7 +94,7 @@ def pool(frames: Iterable[Frame]) -> Pool:
     boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes for one in given)]).astype(np.float64)[order]
     truth_frame = np.repeat(np.arange(len(given)), [len(one.truth_boxes) for one in given])
     truth_boxes = np.concatenate([np.zeros((0, 4)), *(one.truth_boxes for one in given)]).astype(np.float64)
-    i, j, iou = overlaps(boxes, frame, truth_boxes, truth_frame)
+    i, j, iou = box_math.overlapping_pairs(boxes, truth_boxes, frame, truth_frame)
     return Pool(
         frame=frame,
         boxes=boxes,
@@ -110,71 +107,6 @@ def pool(frames: Iterable[Frame]) -> Pool:
         j=j,
         iou=iou,
     )
-
-
-def overlaps(a: np.ndarray, a_frame: np.ndarray, b: np.ndarray, b_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs of boxes of one frame that share area, as `boxes.overlapping_pairs` gives them for one frame, in vectors.
-
-    Each frame is divided into cells, a box lies in every cell that it touches, and boxes are compared with those of their
-    cells. A pair that meets in several cells is taken where the upper left corner of the shared part lies, so none comes twice.
-
-    Args:
-      a: float64 [N, 4], yxyx.
-      a_frame: int [N], from 0.
-      b: float64 [M, 4].
-      b_frame: int [M].
-
-    Returns:
-      (i, j, iou): indices into a and b and their IoU, each [P], sorted by i, then j.
-    """
-    nothing = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
-    mine, others = (np.flatnonzero(np.isfinite(one).all(axis=1) & (box_math.area(one) > 0)) for one in (a, b))
-    if not len(mine) or not len(others):
-        return nothing
-    both = np.concatenate([a[mine], b[others]])
-    side = both[:, 2:] - both[:, :2]
-    origin = both[:, :2].min(axis=0)
-    span = float((both[:, 2:].max(axis=0) - origin).max())
-    # With cells of the mean side and the mean area, at least, boxes touch four cells on average, at most, however their sizes
-    # differ; and no more than 2**20 cells a side, so that the number of a cell fits 64 bits.
-    cell = max(float(side.mean()), float(np.sqrt(side.prod(axis=1).mean())), span / (1 << 20))
-    columns = int(span / cell) + 1
-    a_box, a_cell = _touched(a, mine, a_frame, origin, cell, columns)
-    b_box, b_cell = _touched(b, others, b_frame, origin, cell, columns)
-    by_cell = np.argsort(b_cell, kind="stable")
-    b_box, b_cell = b_box[by_cell], b_cell[by_cell]
-    first, last = np.searchsorted(b_cell, a_cell, side="left"), np.searchsorted(b_cell, a_cell, side="right")
-    found = [nothing]
-    ends = np.cumsum(last - first)
-    start = 0
-    while start < len(a_box):
-        before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
-        number = (last - first)[start:stop]
-        rank = np.arange(int(number.sum())) - np.repeat(np.cumsum(number) - number, number)
-        i, j = np.repeat(a_box[start:stop], number), b_box[np.repeat(first[start:stop], number) + rank]
-        corner = np.floor((np.maximum(a[i, :2], b[j, :2]) - origin) / cell).astype(np.int64)
-        here = (a_frame[i] * columns + corner[:, 0]) * columns + corner[:, 1] == np.repeat(a_cell[start:stop], number)
-        i, j = i[here], j[here]
-        iou = box_math.paired_iou(a[i], b[j])
-        found.append((i[iou > 0], j[iou > 0], iou[iou > 0]))
-        start = stop
-    i, j, iou = (np.concatenate(part) for part in zip(*found, strict=True))
-    order = np.lexsort((j, i))
-    return i[order], j[order], iou[order]
-
-
-def _touched(
-    boxes: np.ndarray, chosen: np.ndarray, frame: np.ndarray, origin: np.ndarray, cell: float, columns: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every (box, number of a cell) where the box touches the cell."""
-    low = np.floor((boxes[chosen, :2] - origin) / cell).astype(np.int64)
-    high = np.floor((boxes[chosen, 2:] - origin) / cell).astype(np.int64)
-    tall, wide = (np.minimum(high, columns - 1) - low + 1).T
-    which = np.repeat(np.arange(len(chosen)), tall * wide)
-    rank = np.arange(len(which)) - np.repeat(np.cumsum(tall * wide) - tall * wide, tall * wide)
-    row, column = low[which, 0] + rank // wide[which], low[which, 1] + rank % wide[which]
-    return chosen[which], (frame[chosen[which]] * columns + row) * columns + column
 
 
 def match(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, ious: Sequence[float]) -> Matches:

@@ -1,6 +1,8 @@
 import csv
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ import stub_model
 from ml_dtypes import bfloat16
 
 from inference import decode_verb
+from inference.decode import Decoder, DecodeSpec
 from survey import model
+from survey.anchors import AnchorSpec
 from survey.errors import InputError
+from survey.heads import RetinaNetHeads
 
 # Level 3 at 32 px: 4 x 4 cells, one square anchor of 16 px about (4, 4), (4, 12), ...; arrays per level, background first.
 SPEC = {
@@ -136,3 +141,31 @@ def test_missing_keys_and_files(folder):
     (folder / "raw.npz.npy").rename(folder / "raw.npz")
     with pytest.raises(InputError, match="holds one array, not several"):
         run(folder)
+
+
+PAGE = (Path(__file__).parent.parent / "docs/decoding.md").read_text()
+
+
+def test_the_specs_of_the_page_load(tmp_path):
+    examples = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    found = []
+    for example in examples:
+        (tmp_path / "spec.json").write_text(example)
+        found.append(decode_verb.read_spec(str(tmp_path / "spec.json")))
+    old, yolo = found
+    # 640 px at level 3: 80 x 80 cells of 3 x 3 anchors, 2 classes without a background.
+    assert old.heads.shapes(640, 2)["cls_outputs_3"] == (80, 80, 18)
+    assert old.heads.largest_log_ratio > 50
+    # 416 px at level 5: 13 x 13 cells of 3 anchors with 5 + 2 numbers.
+    assert yolo.heads.shapes(416, 2)["raw_output_5"] == (13, 13, 21)
+
+
+def test_the_worked_example_of_the_page():
+    boxes, scores = np.zeros((1, 8, 8, 4), np.float32), np.full((1, 8, 8, 1), -9, np.float32)
+    boxes[0, 3, 4], scores[0, 3, 4] = [0.25, 0.5, math.log(0.75), math.log(1.5)], 2
+    heads = RetinaNetHeads(AnchorSpec(3, 3, 1, (1.0,), 2.0), (1.0,) * 4, "levels")
+    (found,) = Decoder(DecodeSpec(64, ("star",), heads, 0.05, 0.5))({"box_outputs_3": boxes, "cls_outputs_3": scores})
+    np.testing.assert_allclose(found.boxes_patch_px, [[26, 32, 38, 56]], rtol=1e-6)
+    np.testing.assert_allclose(found.scores, [0.88], atol=0.005)
+    assert "(26, 32, 38, 56)" in PAGE
+    assert "= 0.88" in PAGE

@@ -254,3 +254,27 @@ def test_the_order_of_the_views_does_not_matter():
         again, _ = stitch.stitch(claimed.take(rng.permutation(len(claimed))), grid, first_patch_id=0, nms_iou=0.4)
         for name in ("boxes_mosaic_px", "scores", "class_ids", "patch_ids"):
             np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+
+
+@pytest.mark.parametrize("nms_iou", [0.0, 0.3, 0.5, 0.9])
+def test_links_are_those_of_comparing_every_box_with_every_other(nms_iou: float):
+    # Boxes from specks to larger than a patch, patches that share from nothing to 70 of 100 px, grids that snap at the far edge.
+    rng = np.random.default_rng(4)
+    links = 0
+    for overlap_px in (0, 7, 40, 70):
+        grid = PatchGrid(230, 310, 100, overlap_px)
+        low = rng.uniform(0, 220, (60, 2))
+        objects = np.concatenate([low, low + rng.choice([4, 30, 200], (60, 1)) * rng.uniform(0.5, 1, (60, 2))], axis=1)
+        claimed = look(objects, grid, rng, noise_px=2, least_visible=0.05)
+        found, seen_by = claimed.boxes_mosaic_px.astype(np.float64), claimed.patch_ids
+        class_ids = rng.integers(1, 3, len(found))
+        windows = np.array([[w.y0, w.x0, w.y1, w.x1] for w in (grid.window(*grid.cell(int(i))) for i in seen_by)])
+        i, j = np.triu_indices(len(found), k=1)
+        agree = stitch.agreement(found[i], found[j], windows[i], windows[j]) > nms_iou
+        agree &= (seen_by[i] != seen_by[j]) & (class_ids[i] == class_ids[j])
+        expected = set(zip(i[agree].tolist(), j[agree].tolist(), strict=True))
+        got = stitch._links(found, class_ids, seen_by, grid, nms_iou).tolist()
+        assert set(map(tuple, got)) == expected
+        assert len(got) == len(expected)
+        links += len(got)
+    assert links > 50

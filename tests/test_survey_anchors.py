@@ -33,6 +33,17 @@ def test_first_cell_by_hand():
     assert len(boxes) == 2 * 2 * 2
 
 
+def test_pairs_of_width_and_height_by_hand():
+    # The old TPU RetinaNet: 4 strides of 8 px = 32 px; (1.4, 0.7) is 44.8 wide and 22.4 high about (4, 4): y -7.2 to 15.2,
+    # x -18.4 to 26.4; (0.7, 1.4) the other way round. The second of 2 scales is sqrt 2 larger: 63.36 wide, 31.68 high.
+    boxes = AnchorSpec(3, 3, 2, ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)), 4.0).boxes(16)
+    expected = [[-12, -12, 20, 20], [-7.2, -18.4, 15.2, 26.4], [-18.4, -7.2, 26.4, 15.2]]
+    np.testing.assert_allclose(boxes[:3], expected, rtol=1e-6)
+    np.testing.assert_allclose(boxes[4], [4 - 15.84, 4 - 31.68, 4 + 15.84, 4 + 31.68], rtol=1e-3)
+    with pytest.raises(InputError, match="must all be above 0"):
+        AnchorSpec(3, 3, 1, ((1.4, 0.0),), 4.0)
+
+
 def test_counts_of_the_usual_retinanet():
     # 640 px: (80^2 + 40^2 + 20^2 + 10^2 + 5^2) * 9 = 8525 * 9 = 76,725.
     spec = AnchorSpec(3, 7, 3, (0.5, 1.0, 2.0), 4.0)

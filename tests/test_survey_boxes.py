@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from survey import boxes
 
@@ -37,10 +38,59 @@ def test_overlapping_pairs_equal_the_full_matrix():
     np.testing.assert_allclose(value, full[full > 0])
 
 
+def random_boxes(rng, number, *, sizes):
+    corner = rng.uniform(-50, 200, (number, 2))
+    return np.concatenate([corner, corner + rng.choice(sizes, (number, 2)) * rng.uniform(0.5, 1, (number, 2))], axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(10,), (1, 300), (0.001, 2, 40)])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+def test_overlapping_pairs_to_the_last_bit(sizes, chunk, dtype, monkeypatch):
+    monkeypatch.setattr(boxes, "CHUNK", chunk)
+    rng = np.random.default_rng(len(sizes))
+    a, b = (random_boxes(rng, number, sizes=sizes).astype(dtype) for number in (150, 130))
+    a[3], a[4] = b[3], b[4][[2, 3, 0, 1]]  # one exactly, one turned inside out
+    b[7, 2] = b[7, 0]  # empty
+    i, j, value = boxes.overlapping_pairs(a, b)
+    all_i, all_j = np.divmod(np.arange(150 * 130), 130)
+    full = boxes.paired_iou(a[all_i], b[all_j])
+    assert len(i) > 50
+    np.testing.assert_array_equal(i, all_i[full > 0])
+    np.testing.assert_array_equal(j, all_j[full > 0])
+    np.testing.assert_array_equal(value, full[full > 0])  # an IoU on a threshold must not change sides
+    assert value.dtype == dtype
+
+
+def test_boxes_that_touch_share_nothing():
+    a = np.array([[0, 0, 10, 10]], float)
+    b = np.array([[0, 10, 10, 20], [10, 0, 20, 10], [9, 9, 19, 19]], float)
+    i, j, value = boxes.overlapping_pairs(a, b)
+    assert (i.tolist(), j.tolist(), value.tolist()) == ([0], [2], [1 / 199])  # 1 px of 100 + 100 - 1
+
+
+def test_groups_are_kept_apart():
+    rng = np.random.default_rng(0)
+    a, b = random_boxes(rng, 90, sizes=(40,)), random_boxes(rng, 80, sizes=(40,))
+    a_group, b_group = rng.integers(0, 3, 90), rng.integers(0, 3, 80)
+    i, j, _ = boxes.overlapping_pairs(a, b, a_group, b_group)
+    all_i, all_j, _ = boxes.overlapping_pairs(a, b)
+    same = a_group[all_i] == b_group[all_j]
+    assert 0 < same.sum() < len(same)
+    np.testing.assert_array_equal(np.stack([i, j]), np.stack([all_i[same], all_j[same]]))
+
+
 def test_overlapping_pairs_of_nothing():
     none, some = np.zeros((0, 4)), np.array([[0.0, 0, 1, 1]])
-    for a, b in ((none, none), (none, some), (some, none)):
+    nowhere = np.array([[0, 0, np.nan, 1], [5, 5, 5, 9]])
+    for a, b in ((none, none), (none, some), (some, none), (nowhere, some), (some, nowhere)):
         assert [len(part) for part in boxes.overlapping_pairs(a, b)] == [0, 0, 0]
+
+
+def test_pairs_of_ranges(monkeypatch):
+    monkeypatch.setattr(boxes, "CHUNK", 3)  # rows 0 and 1 hold 2 + 0 pairs, row 2 holds 4, which cannot be divided
+    pieces = list(boxes.pairs_of_ranges(np.array([5, 7, 0]), np.array([7, 7, 4])))
+    assert [(rows.tolist(), places.tolist()) for rows, places in pieces] == [([0, 0], [5, 6]), ([2] * 4, [0, 1, 2, 3])]
 
 
 def test_nms_keeps_what_a_suppressed_box_would_have_suppressed():

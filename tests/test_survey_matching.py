@@ -8,53 +8,6 @@ from survey import boxes, matching
 from survey.matching import Frame
 
 
-def random_boxes(rng, number, *, sizes):
-    corner = rng.uniform(-50, 200, (number, 2))
-    return np.concatenate([corner, corner + rng.choice(sizes, (number, 2)) * rng.uniform(0.5, 1, (number, 2))], axis=1)
-
-
-@pytest.mark.parametrize("sizes", [(10,), (1, 300), (0.001, 2, 40)])
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
-def test_overlaps_are_those_of_the_sweep(sizes, chunk, monkeypatch):
-    monkeypatch.setattr(matching, "CHUNK", chunk)
-    rng = np.random.default_rng(len(sizes))
-    a, b = random_boxes(rng, 150, sizes=sizes), random_boxes(rng, 130, sizes=sizes)
-    a[3], a[4] = b[3], b[4][[2, 3, 0, 1]]  # one exactly, one turned inside out
-    b[7, 2] = b[7, 0]  # empty
-    frame = np.zeros(150, int), np.zeros(130, int)
-    i, j, iou = matching.overlaps(a, frame[0], b, frame[1])
-    expected = boxes.overlapping_pairs(a, b)
-    assert len(i) > 50
-    np.testing.assert_array_equal(i, expected[0])
-    np.testing.assert_array_equal(j, expected[1])
-    np.testing.assert_array_equal(iou, expected[2])  # to the last bit: an IoU on a threshold must not change sides
-
-
-def test_overlaps_touching_boxes_share_nothing():
-    a = np.array([[0, 0, 10, 10]], float)
-    b = np.array([[0, 10, 10, 20], [10, 0, 20, 10], [9, 9, 19, 19]], float)
-    i, j, iou = matching.overlaps(a, np.zeros(1, int), b, np.zeros(3, int))
-    assert (i.tolist(), j.tolist(), iou.tolist()) == ([0], [2], [1 / 199])
-
-
-def test_overlaps_keep_frames_apart():
-    rng = np.random.default_rng(0)
-    a, b = random_boxes(rng, 90, sizes=(40,)), random_boxes(rng, 80, sizes=(40,))
-    a_frame, b_frame = rng.integers(0, 3, 90), rng.integers(0, 3, 80)
-    i, j, _ = matching.overlaps(a, a_frame, b, b_frame)
-    near_i, near_j, _ = boxes.overlapping_pairs(a, b)
-    same = a_frame[near_i] == b_frame[near_j]
-    assert 0 < same.sum() < len(same)
-    np.testing.assert_array_equal(np.stack([i, j]), np.stack([near_i[same], near_j[same]]))
-
-
-def test_overlaps_of_nothing():
-    none, one = np.zeros((0, 4)), np.array([[0, 0, 1, 1]], float)
-    nowhere = np.array([[0, 0, np.nan, 1], [5, 5, 5, 9]])
-    for a, b in ((none, one), (one, none), (none, none), (nowhere, one)):
-        assert [len(part) for part in matching.overlaps(a, np.zeros(len(a), int), b, np.zeros(len(b), int))] == [0, 0, 0]
-
-
 def chosen_in_turn(i, j, detections):
     """What `assign` must give: one detection after another takes its best free object."""
     found, taken = np.full(detections, -1), set()

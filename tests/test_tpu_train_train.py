@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from inference import decode
 from pipeline import shard
-from survey import dataset, model
+from survey import calibration, dataset, model
 from survey.errors import InputError
 from tpu_train import export, shards, train
 from tpu_train import input as host
@@ -163,6 +163,10 @@ def test_shards_to_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert spec.classes == ("square",)
     assert spec.image_size == SIZE
     assert spec.score_threshold == best["score_threshold"]
+    mosaics = dataset.read(data).mosaics
+    assert spec.bands == tuple(sorted({mosaic.bands for mosaic in mosaics}))
+    assert (spec.gsd_m is None) == any(mosaic.gsd_m is None for mosaic in mosaics)
+    assert spec.calibration == calibration.read(f"{run}/best")
     capsys.readouterr()
     assert export.run(["--model_dir", run, "--output", out]) == 0
     assert "nothing to do" in capsys.readouterr().out
