@@ -307,10 +307,11 @@ def test_predictions_in_a_bucket(gcs, folder):
     one = detections.Detections(
         np.array([[1, 2, 3, 4]], np.float32), np.array([0.5], np.float32), np.array([1], np.int32), np.array([7], np.int64)
     )
-    parts.write(folder, range(0, 16), one, {"kept": 1})
-    assert parts.patches_done(folder) == 16
-    assert parts.missing(folder, [range(0, 16), range(16, 32)]) == [range(16, 32)]
-    found, counters = parts.read(folder, range(0, 16))
+    first, second = parts.Part("0" * 16, 0, 16), parts.Part("0" * 16, 16, 32)
+    parts.write(folder, first, one, {"kept": 1})
+    assert parts.patches_done(folder, [first, second]) == 16
+    assert parts.missing(folder, [first, second]) == [second]
+    found, counters = parts.read(folder, [first])
     assert (found.boxes_mosaic_px.tolist(), counters) == ([[1, 2, 3, 4]], {"kept": 1})
     mosaic = Mosaic(name="m", path="gs://bkt/m.tif", height=9, width=9, bands=3, crs=None, transform=None, gsd_m=None, sha256="0")
     manifest = detections.Manifest("model", "0", ("tern",), 0.5, (mosaic,), {"m": {"tern": 1}}, {}, {}, {})
