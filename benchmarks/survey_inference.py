@@ -130,8 +130,10 @@ def real_table(folder: Path, options: argparse.Namespace) -> None:
     if sahi:
         runs["SAHI 0.12.8"] = peer(sahi, {**job, "found": str(folder / "sahi.json")}, spec.image_size, options.cores)
     patches = runs["rookery"]["patches"]
-    bare = runs["rookery"]["bare_patches_s"]
-    rows = [["bare forward pass", f"{patches / bare:.1f}", f"{bare:.2f}", "1.00", "", "", ""]]
+    bare_s, bare_cpu_s = (patches * runs["rookery"][key] for key in ("bare_wall_s", "bare_cpu_s"))
+    rows = [
+        ["bare forward pass", f"{bare_s:.1f}", f"{bare_cpu_s:.1f}", f"{patches / bare_s:.2f}", "1.00", "1.00", "", "", "", ""]
+    ]
     for name, file in (("rookery", "ours.json"), ("SAHI 0.12.8", "sahi.json")):
         if name in runs:
             found = np.array(json.loads((folder / file).read_text()), np.float32).reshape(-1, 5)
@@ -139,14 +141,18 @@ def real_table(folder: Path, options: argparse.Namespace) -> None:
                 found[:, [1, 0, 3, 2]], found[:, 4], np.ones(len(found), np.int32), truth, np.ones(len(truth), np.int32)
             )
             scored = metrics.outcomes([frame], 1, [0.4, 0.5])
-            pace = patches / runs[name]["wall_s"]
-            row = [name, f"{runs[name]['wall_s']:.1f}", f"{pace:.2f}", f"{pace / bare:.2f}", f"{len(found):,}"]
+            wall, cpu = runs[name]["wall_s"], runs[name]["cpu_s"]
+            joining = runs[name]["stitch_s" if name == "rookery" else "joining_s"]
+            row = [name, f"{wall:.1f}", f"{cpu:.1f}", f"{patches / wall:.2f}", f"{bare_s / wall:.2f}", f"{bare_cpu_s / cpu:.2f}"]
+            row += [f"{joining:.1f}", f"{len(found):,}"]
             rows.append([*row, f"{metrics.ap50(scored):.3f}", f"{metrics.average_precision(scored[0], 0.4):.3f}"])
     print(f"\n{options.side:,} x {options.side:,} px, {len(truth):,} objects, {patches:,.0f} patches of {spec.image_size} px")
     print(f"overlapping by {overlap_px} px, batches of {options.batch_size}, two cores, one run of {options.model}:\n")
-    print(measure.table(["", "s", "patches/s", "of the bare pass", "boxes", "AP50", "AP at IoU 0.4"], rows))
+    pace = ["patches/s", "rate of the bare pass's", "the same in CPU s"]
+    print(measure.table(["", "s", "CPU s", *pace, "joining, s", "boxes", "AP50", "AP at IoU 0.4"], rows))
     before, after = runs["rookery"]["bare_before"], runs["rookery"]["bare_after"]
-    print(f"\nthe bare pass before and after: {before:.2f} and {after:.2f} patches/s")
+    print(f"\nthe bare pass before and after: {before:.2f} and {after:.2f} patches/s; all boxes with a score of")
+    print(f"{spec.score_floor:g} or more; SAHI joins them by NMS and IoU, which it chooses by itself at a floor below 0.1")
 
 
 def memory_table(folder: Path, options: argparse.Namespace) -> None:
@@ -185,17 +191,19 @@ def ours(folder: Path) -> None:
     detector.decode(detector.run(noise))
     loaded = memory()["VmRSS"]
 
-    def bare() -> float:
-        """Patches a second of the forward pass alone."""
-        begun = time.perf_counter()
-        for _ in range(job["bare"] // runner.batch_size):
+    def bare() -> tuple[float, float]:
+        """Seconds and CPU seconds a patch of the forward pass alone."""
+        calls = job["bare"] // runner.batch_size
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls):
             runner(noise)
-        return job["bare"] / (time.perf_counter() - begun)
+        patches = calls * runner.batch_size
+        return (time.perf_counter() - wall) / patches, (time.process_time() - cpu) / patches
 
     result: dict[str, float] = {}
     if job.get("bare"):
         bare()
-        result["bare_before"] = bare()
+        before = bare()
     wall, cpu = time.perf_counter(), time.process_time()
     with Raster(job["image"]) as raster:
         info = raster.info()
@@ -207,8 +215,9 @@ def ours(folder: Path) -> None:
     result |= {"wall_s": end - wall, "cpu_s": time.process_time() - cpu, "stitch_s": end - searched, "boxes": len(found)}
     result |= {"patches": len(grid), "loaded_mib": loaded, "peak_mib": memory()["VmHWM"]}
     if job.get("bare"):
-        result["bare_after"] = bare()
-        result["bare_patches_s"] = (result["bare_before"] + result["bare_after"]) / 2
+        after = bare()
+        result |= {"bare_before": 1 / before[0], "bare_after": 1 / after[0]}
+        result |= {"bare_wall_s": (before[0] + after[0]) / 2, "bare_cpu_s": (before[1] + after[1]) / 2}  # a patch
     if job.get("found"):
         rows = np.concatenate([found.boxes_mosaic_px[:, [1, 0, 3, 2]], found.scores[:, None]], axis=1)
         Path(job["found"]).write_text(json.dumps(rows.tolist()))
@@ -232,6 +241,8 @@ def peer(python: str, job: dict[str, Any], size: int, cores: list[int]) -> dict[
             f"--model={Path(job['model']).resolve()}",
             f"--main={packages}",
             f"--repository={ROOT}",
+            "--postprocess=NMS",
+            "--metric=IOU",
         ]
     return spoken(command, cores)
 
@@ -251,7 +262,9 @@ def spoken(command: list[str], cores: list[int]) -> dict[str, float]:
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    line = done.stdout.strip().splitlines()[-1]
+    print(f"{Path(command[1]).name}: {line}", file=sys.stderr)  # SAHI may take many minutes: what is measured is seen at once
+    result: dict[str, float] = json.loads(line)
     return result
 
 

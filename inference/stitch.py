@@ -21,6 +21,9 @@ the overlap), the hull of all views. Patches without overlap share no pixels: th
 Nothing here depends on the order or the grouping in which the patches were searched.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from survey import boxes
@@ -34,6 +37,7 @@ CUT_TOLERANCE_PX = 2.0  # and at least this, for small objects
 
 # Pairs looked at in one piece: some 500 MB of arrays.
 CANDIDATES_AT_ONCE = 2_000_000
+REACH_SLACK_PX = 0.01  # for the rounding of sums
 
 
 def claims(boxes_mosaic_px: np.ndarray, core: Window) -> np.ndarray:
@@ -79,30 +83,20 @@ def stitch(claimed: Detections, grid: PatchGrid, *, first_patch_id: int, nms_iou
     owned: np.ndarray = owned_by == seen_by
 
     found = claimed.boxes_mosaic_px.astype(np.float64)
-    pairs, agreements = _links(found, claimed.class_ids, seen_by, windows, grid, nms_iou)
-    groups = _groups(pairs, agreements, seen_by, windows)
+    pairs = _links(found, claimed.class_ids, seen_by, grid, nms_iou)
+    member, group = _groups(pairs, windows)
+    cut = np.asarray(_cut_sides(found, windows, grid).any(axis=1))
+    real, best, placed = _settled(found, owned, member, group, owned_by, seen_by, cut)
     keep = owned.copy()
-    merged = rescued = 0
-    # Plain lists: a dense survey has tens of thousands of groups of two, and numpy takes longer to begin than Python to end.
-    is_owned, owner, patch = owned.tolist(), owned_by.tolist(), seen_by.tolist()
-    cut = set(np.flatnonzero(_cut_sides(found, windows, grid).any(axis=1)).tolist())
-    for group in groups:
-        keep[group] = False
-        if {owner[i] for i in group}.isdisjoint(patch[i] for i in group):
-            continue
-        ranked = sorted(group, key=lambda i: (not is_owned[i], i))  # owners first, then by score: `claimed` is in that order
-        best = ranked[0]
-        whole = next((i for i in ranked if i not in cut), None)
-        if whole != best:
-            found[best] = _hull(found[group]) if whole is None else found[whole]
-        keep[best] = True
-        merged += len(group) - 1
-        rescued += not is_owned[best]
+    keep[member] = False
+    keep[best] = True
+    found[best] = placed
+    merged = int(real[group].sum()) - len(best)
     counters = {
         "detections_claimed": len(claimed),
         "detections_merged_at_seams": merged,
         "detections_disowned": len(claimed) - merged - int(keep.sum()),  # seen in a halo, not by the owner
-        "objects_between_owners": rescued,  # each patch saw the centre in the other's core
+        "objects_between_owners": int((~owned[best]).sum()),  # each patch saw the centre in the other's core
     }
     objects = Detections(found[keep].astype(np.float32), claimed.scores[keep], claimed.class_ids[keep], claimed.patch_ids[keep])
     home = owners(objects.boxes_mosaic_px, grid) + first_patch_id
@@ -130,80 +124,158 @@ def agreement(a: np.ndarray, b: np.ndarray, a_windows: np.ndarray, b_windows: np
     return np.where(explained, np.maximum(plain, within), plain)
 
 
-def _links(
-    found: np.ndarray, class_ids: np.ndarray, seen_by: np.ndarray, windows: np.ndarray, grid: PatchGrid, nms_iou: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of views of one object: (indices [P, 2] with the smaller first, agreements [P]), best agreement first."""
-    cores = _cores(grid)[seen_by]
-    # Boxes inside their cores cannot meet each other, since cores do not: one of a pair reaches over its seam.
-    reaching = np.flatnonzero((found[:, :2] < cores[:, :2]).any(axis=1) | (found[:, 2:] > cores[:, 2:]).any(axis=1))
-    i, j = _meeting(reaching, found, class_ids, seen_by, grid)
-    value = agreement(found[i], found[j], windows[i], windows[j])
-    agree = value > nms_iou
-    pairs, value = np.stack([i, j], axis=1)[agree], value[agree]
-    order = np.lexsort((pairs[:, 1], pairs[:, 0], -value))
-    return pairs[order], value[order]
+def _links(found: np.ndarray, class_ids: np.ndarray, seen_by: np.ndarray, grid: PatchGrid, nms_iou: float) -> np.ndarray:
+    """Pairs of views of one object, best agreement first: indices [P, 2], the smaller first."""
+    windows = _windows(grid)
+    views = _overlaps(found, seen_by, grid)
+    pieces = [(np.zeros((0, 2), np.int64), np.zeros(0))]
+    for i, j in _near(views, nms_iou):
+        i, j = views.box[i], views.box[j]
+        same = class_ids[i] == class_ids[j]
+        pairs = np.sort(np.stack([i[same], j[same]], axis=1), axis=1)
+        i, j = pairs.T
+        value = agreement(found[i], found[j], windows[seen_by[i]], windows[seen_by[j]])
+        pieces.append((pairs[value > nms_iou], value[value > nms_iou]))
+    pairs, value = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0], -value))]
 
 
-def _meeting(
-    some: np.ndarray, found: np.ndarray, class_ids: np.ndarray, seen_by: np.ndarray, grid: PatchGrid
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of boxes of one class and two patches that share area, one of them at least among `some`: i < j, each pair once.
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """Boxes as far as another patch could see them, once for each such patch; sorted by `patches`, then by their middle.
 
-    A sweep down the rows of strips as wide as a patch, all at once: each box stands in every strip that it touches, and meets
-    those whose first row lies within it, or above it by less than the tallest box.
+    Attributes:
+      box: [V], index of the box.
+      patches: [V], a number for the pair of patches, the one that saw the box and the other.
+      first: [V] bool, whether the one that saw it is the first of the two.
+      middle: [V, 2], of the box along and across the longer side of the pixels that the two patches share.
+      length: [V, 2], along the same axes.
     """
-    number, height, wide = len(found), grid.height + 1, grid.patch_size
-    box, strip = _in_strips(np.arange(number), found, wide)
-    key = strip * height + found[box, 0]
-    order = np.argsort(key, kind="stable")
-    box, key = box[order], key[order]
-    tallest = float((found[:, 2] - found[:, 0]).max(initial=0.0))
-    mine, strip = _in_strips(some, found, wide)
-    first = np.searchsorted(key, strip * height + np.maximum(found[mine, 0] - tallest, 0.0), side="left")
-    last = np.searchsorted(key, strip * height + found[mine, 2], side="left")
-    length = np.maximum(last - first, 0)
-    codes = [np.zeros(0, np.int64)]
+
+    box: np.ndarray
+    patches: np.ndarray
+    first: np.ndarray
+    middle: np.ndarray
+    length: np.ndarray
+
+
+def _overlaps(found: np.ndarray, seen_by: np.ndarray, grid: PatchGrid) -> _Views:
+    """The parts of all boxes that other patches could see."""
+    spans = []
+    for axis, (starts, size) in enumerate(((grid.row_starts, grid.height), (grid.column_starts, grid.width))):
+        ends = np.minimum(np.array(starts) + grid.patch_size, size)
+        first = np.searchsorted(ends, found[:, axis], side="right")
+        spans.append((first, np.maximum(np.searchsorted(starts, found[:, axis + 2], side="left") - first, 0)))
+    (top, tall), (left, wide) = spans
+    number = tall * wide
+    box = np.repeat(np.arange(len(found)), number)
+    rank = np.arange(len(box)) - np.repeat(np.cumsum(number) - number, number)
+    other = (top[box] + rank // wide[box]) * grid.columns + left[box] + rank % wide[box]
+    mine = seen_by[box]
+    box, mine, other = (one[mine != other] for one in (box, mine, other))
+    windows = _windows(grid)
+    shared = _intersect(windows[mine], windows[other])
+    part = _intersect(found[box], shared)
+    # Sorted along a seam, few boxes lie at one place; across it, all do.
+    along = np.where(shared[:, 2] - shared[:, 0] > shared[:, 3] - shared[:, 1], 0, 1)
+    axes = np.stack([along, 1 - along], axis=1)
+    low, high = np.take_along_axis(part[:, :2], axes, axis=1), np.take_along_axis(part[:, 2:], axes, axis=1)
+    patches = np.minimum(mine, other) * len(grid) + np.maximum(mine, other)
+    middle = (low + high) / 2
+    order = np.lexsort((middle[:, 0], patches))
+    return _Views(box[order], patches[order], (mine < other)[order], middle[order], (high - low)[order])
+
+
+def _near(views: _Views, nms_iou: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of views by the same two patches that may overlap by more than `nms_iou`: indices into `views`, piece by piece.
+
+    Where two boxes have an IoU above t, so have their shadows on each axis. Shadows of lengths p and q whose middles are d apart
+    then have (p + q) / 2 - d > t ((p + q) / 2 + d) and t p < q < p / t, hence d < p (1 - t) / 2 t. What two patches agree on lies
+    within the pixels that both saw, where their IoU is largest.
+    """
+    mine, others = np.flatnonzero(views.first), np.flatnonzero(~views.first)
+    if not len(mine) or not len(others):
+        return
+    ratio = (1 - nms_iou) / (2 * max(nms_iou, 1e-9))
+    reach = np.minimum(views.length * ratio, (views.length + views.length.max(axis=0)) / 2) + REACH_SLACK_PX
+    # One number for the pair of patches and the place within it: pairs are further apart than any place is from another.
+    pair = np.cumsum(np.diff(views.patches, prepend=views.patches[0]) != 0)
+    apart = float(np.ptp(views.middle[:, 0]) + 2 * reach.max() + 1)
+    place = pair * apart + (views.middle[:, 0] - views.middle[:, 0].min())
+    first = np.searchsorted(place[others], place[mine] - reach[mine, 0], side="left")
+    number = np.searchsorted(place[others], place[mine] + reach[mine, 0], side="right") - first
+    across, far = views.middle[:, 1], reach[:, 1]
     # In pieces, so that memory grows with the pairs and not with the candidates.
-    for piece in np.split(np.arange(len(mine)), np.flatnonzero(np.diff(np.cumsum(length) // CANDIDATES_AT_ONCE)) + 1):
-        total = length[piece]
-        i = np.repeat(mine[piece], total)
-        j = box[np.repeat(first[piece] - (np.cumsum(total) - total), total) + np.arange(total.sum())]
-        may = (seen_by[i] != seen_by[j]) & (class_ids[i] == class_ids[j])
-        i, j = i[may], j[may]
-        a, b = found[i], found[j]
-        meet = ((a[:, :2] < b[:, 2:]) & (b[:, :2] < a[:, 2:])).all(axis=1)
-        codes.append(np.minimum(i[meet], j[meet]) * number + np.maximum(i[meet], j[meet]))
-    low, high = np.divmod(np.unique(np.concatenate(codes)), max(number, 1))
-    return low, high
+    for piece in np.split(np.arange(len(mine)), np.flatnonzero(np.diff(np.cumsum(number) // CANDIDATES_AT_ONCE)) + 1):
+        total = number[piece]
+        rank = np.arange(total.sum()) - np.repeat(np.cumsum(total) - total, total)
+        i, j = np.repeat(mine[piece], total), others[np.repeat(first[piece], total) + rank]
+        near = np.abs(across[i] - across[j]) <= far[i]
+        yield i[near], j[near]
 
 
-def _in_strips(indices: np.ndarray, found: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index, strip) of every strip of columns that each of the boxes touches."""
-    first = (found[indices, 1] // wide).astype(np.int64)
-    number = np.maximum(np.ceil(found[indices, 3] / wide).astype(np.int64) - first, 1)
-    within = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
-    return np.repeat(indices, number), np.repeat(first, number) + within
+def _groups(pairs: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views of one object each, at least two, none in two groups: (members [M], number of the group of each from 0 up [M])."""
+    # The great majority: two views that agree with no third.
+    degree = np.bincount(pairs.ravel())
+    alone = (degree[pairs] == 1).all(axis=1)
+    more = _entangled(pairs[~alone], windows)
+    member = np.concatenate([pairs[alone].ravel(), *map(np.array, more)]).astype(np.int64)
+    sizes = [2] * int(alone.sum()) + [len(group) for group in more]
+    return member, np.repeat(np.arange(len(sizes)), sizes)
 
 
-def _groups(pairs: np.ndarray, agreements: np.ndarray, seen_by: np.ndarray, windows: np.ndarray) -> list[list[int]]:
-    """Views of one object each, at least two, none in two groups."""
+def _entangled(pairs: np.ndarray, windows: np.ndarray) -> list[list[int]]:
+    """Groups of views, from the best pair down."""
     linked = set(map(tuple, pairs.tolist()))
     group_of: dict[int, list[int]] = {}
+    # Plain numbers: numpy takes longer to begin than Python to compare two windows.
+    involved = np.unique(pairs)
+    seen = dict(zip(involved.tolist(), windows[involved].tolist(), strict=True))
 
     def compatible(a: int, b: int) -> bool:
         if (min(a, b), max(a, b)) in linked:
             return True
         # Patches far apart on a large object share no pixels, so their views cannot contradict each other.
-        return bool(seen_by[a] != seen_by[b] and not boxes.area(_intersect(windows[a][None], windows[b][None]))[0])
+        (top, left, bottom, right), (y0, x0, y1, x1) = seen[a], seen[b]
+        return bottom <= y0 or y1 <= top or right <= x0 or x1 <= left
 
     for i, j in pairs.tolist():
         one, other = group_of.setdefault(i, [i]), group_of.setdefault(j, [j])
         if one is not other and all(compatible(a, b) for a in one for b in other):
             one.extend(other)
             group_of.update(dict.fromkeys(other, one))
-    unique = {id(group): group for group in group_of.values() if len(group) > 1}
-    return [sorted(group) for group in unique.values()]
+    return [group for group in {id(group): group for group in group_of.values()}.values() if len(group) > 1]
+
+
+def _settled(
+    found: np.ndarray,
+    owned: np.ndarray,
+    member: np.ndarray,
+    group: np.ndarray,
+    owned_by: np.ndarray,
+    seen_by: np.ndarray,
+    cut: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What becomes of the groups: (which are kept [G] bool, the box that stands for each of those, where it lies [kept, 4])."""
+    # Of each group, owners first, then by score: boxes are in that order.
+    order = np.lexsort((member, ~owned[member], group))
+    member, group = member[order], group[order]
+    start = np.flatnonzero(np.diff(group, prepend=-1))
+    if not len(start):
+        return np.zeros(0, bool), np.zeros(0, np.int64), np.zeros((0, 4))
+    # A group is kept if one of its patches owns the centre of one of its boxes.
+    codes = group * (max(owned_by.max(), seen_by.max()) + 1)
+    speaks: np.ndarray = np.isin(codes + seen_by[member], codes + owned_by[member])
+    real = np.logical_or.reduceat(speaks, start)
+    # The first whole box of each group, or else the hull of all.
+    placed = np.concatenate(
+        [np.minimum.reduceat(found[member, :2], start), np.maximum.reduceat(found[member, 2:], start)], axis=1
+    )
+    whole = np.flatnonzero(~cut[member])
+    which, first = np.unique(group[whole], return_index=True)
+    placed[which] = found[member[whole[first]]]
+    return real, member[start][real], placed[real]
 
 
 def _cut_sides(found: np.ndarray, windows: np.ndarray, grid: PatchGrid) -> np.ndarray:
@@ -232,10 +304,6 @@ def _tolerance(found: np.ndarray) -> np.ndarray:
 def _intersect(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Common part of a[i] and b[i], [N, 4]; turned inside out, so without area, where there is none."""
     return np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], axis=1)
-
-
-def _hull(found: np.ndarray) -> np.ndarray:
-    return np.concatenate([found[:, :2].min(axis=0), found[:, 2:].max(axis=0)])
 
 
 def _windows(grid: PatchGrid) -> np.ndarray:
