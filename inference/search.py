@@ -22,9 +22,10 @@ from survey import boxes, resample
 from survey.detections import Detections
 from survey.geometry import PatchGrid, Window
 
-# Batches being read while the model works on one: the second evens out a batch whose tiles are all new.
-BATCHES_AHEAD = 2
-# Threads that decode image tiles. A CPU's forward pass wants the same cores; an accelerator is fed by about so many.
+# Batches being read while the model works on one. More are no faster: pixels that wait have left the processor's cache.
+BATCHES_AHEAD = 1
+# Threads that decode image tiles, one more than cores, since neighbouring patches wait for each other's tiles. A CPU's forward
+# pass wants the same cores; an accelerator is fed by about so many.
 MOST_READERS = 8
 
 
@@ -131,7 +132,7 @@ def search(
     Raises:
       InputError: the raster is damaged, or the models contradict their specs.
     """
-    threads = min(MOST_READERS, os.cpu_count() or 1) if raster.concurrent else 1
+    threads = min(MOST_READERS, (os.cpu_count() or 1) + 1) if raster.concurrent else 1
     size = detector.batch_size
     batches = deque(indices[i : i + size] for i in range(0, len(indices), size))
     reading = ThreadPoolExecutor(threads, thread_name_prefix="read")

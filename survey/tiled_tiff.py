@@ -93,14 +93,19 @@ class TiledTiff:
 
     def _fill_in(self, out: np.ndarray, window: Window) -> None:
         th, tw = self._tile_height, self._tile_width
-        for row in range(window.y0 // th, -(-window.y1 // th)):
-            for column in range(window.x0 // tw, -(-window.x1 // tw)):
-                tile = self._tile(row, column)
-                y, x = row * th, column * tw
-                part = window.intersect(Window(y, x, y + th, x + tw))
-                out[part.y0 - window.y0 : part.y1 - window.y0, part.x0 - window.x0 : part.x1 - window.x0] = tile[
-                    part.y0 - y : part.y1 - y, part.x0 - x : part.x1 - x
-                ]
+        rows, columns = range(window.y0 // th, -(-window.y1 // th)), range(window.x0 // tw, -(-window.x1 // tw))
+        with self._lock:
+            busy = set(self._decoding)
+        # Tiles that other threads are decoding come last: there is something to do until they are ready.
+        for row, column in sorted(
+            ((row, column) for row in rows for column in columns), key=lambda cell: cell[0] * self._columns + cell[1] in busy
+        ):
+            tile = self._tile(row, column)
+            y, x = row * th, column * tw
+            part = window.intersect(Window(y, x, y + th, x + tw))
+            out[part.y0 - window.y0 : part.y1 - window.y0, part.x0 - window.x0 : part.x1 - window.x0] = tile[
+                part.y0 - y : part.y1 - y, part.x0 - x : part.x1 - x
+            ]
 
     def _tile(self, row: int, column: int) -> np.ndarray:
         index = row * self._columns + column
