@@ -135,7 +135,7 @@ def garden(version: str, raw: dict[str, np.ndarray]) -> Callable[[], Any]:
 
 def ours(raw: dict[str, np.ndarray], most: int | None) -> Callable[[], Any]:
     """The reference, from TensorFlow's tensors too."""
-    decoder = Decoder(SPEC, most)
+    decoder = Decoder(SPEC, most, threads=os.cpu_count() or 1)
     tensors = {name: tf.constant(value) for name, value in raw.items()}
     return lambda: decoder({name: value.numpy() for name, value in tensors.items()})
 

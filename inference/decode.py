@@ -22,7 +22,9 @@ sensitivity"; "scaled" from Scaled-YOLOv4, https://arxiv.org/abs/2011.08036). Th
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -89,13 +91,16 @@ class Decoder:
     Args:
       spec: of the model that gives the arrays.
       most: keep so many detections an image, the best ones; None for all. What it keeps is the same as the first of all.
+      threads: that share the images of a batch; one where the model works on the same cores meanwhile.
 
     Raises:
       InputError: the spec contradicts itself.
     """
 
-    def __init__(self, spec: ModelSpec | DecodeSpec, most: int | None = None) -> None:
+    def __init__(self, spec: ModelSpec | DecodeSpec, most: int | None = None, threads: int = 1) -> None:
         self._spec = spec
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._heads = spec.heads
         self._method = spec.suppression if isinstance(spec, DecodeSpec) else suppression.CLASS
         self._most = most
@@ -164,7 +169,12 @@ class Decoder:
         raw = {name: np.asarray(value) for name, value in raw.items()}
         self._check_shapes(raw)
         arrays = {name: np.ascontiguousarray(raw[name], np.float32) for name in self._shapes}
-        return self._batch(arrays, self._most)
+        images = len(arrays[self.outputs[0]])
+        if self._pool is None or images < 2:
+            return self._batch(arrays, self._most)
+        bounds = [images * k // self._threads for k in range(self._threads + 1)]
+        shares = [{name: array[low:high] for name, array in arrays.items()} for low, high in pairwise(bounds) if low < high]
+        return [one for share in self._pool.map(lambda share: self._batch(share, self._most), shares) for one in share]
 
     def _batch(self, raw: dict[str, np.ndarray], most: int | None) -> list[Found]:
         """All images at once, since most calls into numpy cost more than what they do for one image."""

@@ -171,3 +171,17 @@ def test_parity_with_model_garden_detection_generator():
     np.testing.assert_allclose(scores, theirs["detection_scores"][0, :count].numpy()[solid], rtol=1e-5)
     np.testing.assert_allclose(found, boxes_theirs[solid], atol=64 * 1e-5)
     np.testing.assert_array_equal(class_ids, theirs["detection_classes"][0, :count].numpy()[solid])
+
+
+def test_threads_share_the_images_and_change_nothing():
+    rng = np.random.default_rng(3)
+    raw = {
+        "raw_boxes": rng.normal(0, 0.3, (5, len(ANCHORS), 4)).astype(np.float32),
+        "raw_scores": rng.normal(-2, 1, (5, len(ANCHORS), 2)).astype(np.float32),
+    }
+    alone = decode.Decoder(SPEC)(raw)
+    assert min(len(one.scores) for one in alone) > 10
+    for threads in (2, 8):  # 8 are more than there are images
+        for one, other in zip(alone, decode.Decoder(SPEC, threads=threads)(raw), strict=True):
+            for mine, theirs in zip(one, other, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
