@@ -44,6 +44,8 @@ def write(job: Job) -> list[str]:
         job.notes.append(f"{FILE} lacks the mosaics that have no place on a map: {', '.join(elsewhere)}")
     import pyogrio  # with shapely it takes half a second to import, which `--help` should not wait for
 
+    # GDAL's spatial index from a background thread was missing from a file once, without a word.
+    pyogrio.set_gdal_config_options({"OGR_GPKG_ALLOW_THREADED_RTREE": False})
     systems = list(dict.fromkeys(str(mosaic.crs) for mosaic in placed))
     with by_gdal(job.path(FILE)) as path:
         for number, (crs, layer) in enumerate(zip(systems, layer_names(systems), strict=True)):
