@@ -1,7 +1,12 @@
 """GeoJSON and GeoPackage: positions checked by formulas that are not PROJ's."""
 
+import contextlib
 import json
 import math
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +203,12 @@ def test_what_is_written_is_read_back(tmp_path, transform, format, name, toleran
     np.testing.assert_allclose(here.boxes_mosaic_px, found.boxes_mosaic_px, rtol=0, atol=tolerance_px)
 
 
+def indexed(path):
+    """Objects in the spatial index: its own table can be read without R-trees."""
+    with contextlib.closing(sqlite3.connect(path)) as table:
+        return table.execute("SELECT count(*) FROM rtree_detections_geom_rowid").fetchone()[0]
+
+
 def test_geopackage(tmp_path):
     found = FOUND
     writing.write(str(tmp_path), manifest_of(on_map(tmp_path / "reef.tif")), {"reef": found}, ["gpkg"])
@@ -210,10 +221,11 @@ def test_geopackage(tmp_path):
     # Columns 20 to 60 are 2 m to 6 m east of the corner, rows 10 to 30 are 1 m to 3 m south.
     assert shapely.bounds(shapely.from_wkb(shapes[0])) == pytest.approx((500002, 3999997, 500006, 3999999))
     # The spatial index: https://www.geopackage.org/spec/#extension_rtree
-    _, _, _, [index] = pyogrio.raw.read(path, sql="SELECT count(*) FROM rtree_detections_geom", sql_dialect="SQLITE")
-    assert index.tolist() == [2]
-    _, _, inside, _ = pyogrio.raw.read(path, bbox=(500000, 3999999.6, 500000.9, 4000000))
-    assert len(inside) == 1  # the bird, rows 0 to 5 and columns 0 to 8
+    # Read in another process, as by QGIS: sqlite may be TensorFlow's in this one, which knows no R-trees.
+    code = "import sys, pyogrio; print(*pyogrio.raw.read(sys.argv[1], bbox=(500000, 3999999.6, 500000.9, 4000000))[3][1])"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["bird"]  # rows 0 to 5 and columns 0 to 8
+    assert indexed(path) == 2
 
 
 def test_geopackage_has_a_layer_for_each_crs(tmp_path):
@@ -240,3 +252,17 @@ def test_geopackage_of_nothing_found_has_its_layer(tmp_path):
     writing.write(str(tmp_path), manifest_of(mosaic), {"reef": FOUND.take(np.zeros(3, bool))}, ["gpkg"])
     info = pyogrio.read_info(tmp_path / geopackage.FILE, layer="detections")
     assert (info["features"], info["crs"]) == (0, "EPSG:32617")
+
+
+def test_geopackage_has_its_index_after_tensorflow(tmp_path):
+    """TensorFlow's sqlite knows no R-trees, and whoever imports it first gives it to GDAL."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "import tensorflow\n"
+        "import test_inference_outputs_map as here\n"
+        "from pathlib import Path\n"
+        "manifest = here.manifest_of(here.on_map(Path(sys.argv[1]) / 'reef.tif'))\n"
+        "here.writing.write(sys.argv[1], manifest, {'reef': here.FOUND}, ['gpkg'])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), os.path.dirname(__file__)], check=True, capture_output=True)
+    assert indexed(tmp_path / geopackage.FILE) == 2

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from inference.outputs import lines, placing
+from inference.outputs import geopackage_layer, lines, placing
 from inference.outputs.job import Job
 from inference.outputs.publishing import by_gdal
 
@@ -42,23 +42,14 @@ def write(job: Job) -> list[str]:
     elsewhere = [mosaic.name for mosaic in job.manifest.mosaics if not placing.on_map(mosaic)]
     if elsewhere:
         job.notes.append(f"{FILE} lacks the mosaics that have no place on a map: {', '.join(elsewhere)}")
-    import pyogrio  # with shapely it takes half a second to import, which `--help` should not wait for
-
-    # GDAL's spatial index from a background thread was missing from a file once, without a word.
-    pyogrio.set_gdal_config_options({"OGR_GPKG_ALLOW_THREADED_RTREE": False})
     systems = list(dict.fromkeys(str(mosaic.crs) for mosaic in placed))
     with by_gdal(job.path(FILE)) as path:
-        for number, (crs, layer) in enumerate(zip(systems, layer_names(systems), strict=True)):
-            pyogrio.write_arrow(
-                pa.RecordBatchReader.from_batches(SCHEMA, _batches(job, crs)),
-                path,
-                layer=layer,
-                driver="GPKG",
-                geometry_name="geometry",
-                geometry_type="Polygon",
-                crs=crs,
-                append=number > 0,
-            )
+        arrow = f"{path}.arrow"
+        for crs, layer in zip(systems, layer_names(systems), strict=True):
+            with pa.OSFile(arrow, "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+                for batch in _batches(job, crs):
+                    stream.write_batch(batch)
+            geopackage_layer.add(path, arrow, layer, crs)
     return [FILE]
 
 
