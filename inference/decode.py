@@ -169,9 +169,9 @@ class Decoder:
         raw = {name: np.asarray(value) for name, value in raw.items()}
         self._check_shapes(raw)
         arrays = {name: np.ascontiguousarray(raw[name], np.float32) for name in self._shapes}
-        images = len(arrays[self.outputs[0]])
-        if self._pool is None or images < 2:
+        if self._pool is None:
             return self._batch(arrays, self._most)
+        images = len(arrays[self.outputs[0]])
         bounds = [images * k // self._threads for k in range(self._threads + 1)]
         shares = [{name: array[low:high] for name, array in arrays.items()} for low, high in pairwise(bounds) if low < high]
         return [one for share in self._pool.map(lambda share: self._batch(share, self._most), shares) for one in share]
@@ -184,12 +184,12 @@ class Decoder:
         else:
             parts, complete = self._yolo(raw, self._heads), np.ones(images, bool)
         if images > 1 and sum(len(part.scores) for part in parts) > _AT_ONCE:
-            return [one for i in range(images) for one in self._batch(_image(raw, i), most)]
+            return [one for i in range(images) for one in self._batch({n: a[i : i + 1] for n, a in raw.items()}, most)]
         found = self._suppressed(_Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True))), images)
         for i in range(images):
             # Suppression goes from the best down, so that the first `most` of the best candidates are the first of all.
             if most is not None and not complete[i] and len(found[i].scores) < most:
-                found[i : i + 1] = self._batch(_image(raw, i), None)
+                found[i : i + 1] = self._batch({name: array[i : i + 1] for name, array in raw.items()}, None)
         return [Found(*(part[: self._most] for part in one)) for one in found]
 
     def _suppressed(self, given: "_Candidates", images: int) -> list[Found]:
@@ -252,9 +252,8 @@ class Decoder:
         for level, anchors_px, scale_xy in zip(heads.levels, heads.anchors_px, scales, strict=True):
             side = self._spec.image_size >> level
             values = raw[f"raw_output_{level}"].reshape(-1, 5 + len(self._spec.classes))
-            likely = _not_below(
-                values[None, :, 4], np.full((1, 1), self._least, np.float32)
-            )  # a product of sigmoids is below each of them
+            # A product of sigmoids is below each of them.
+            likely = _not_below(values[None, :, 4], np.full((1, 1), self._least, np.float32))
             values = values[likely]
             self._check_numbers(raw, values)
             scores = sigmoid(values[:, 4:5]) * sigmoid(values[:, 5:])
@@ -287,11 +286,6 @@ class _Candidates(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     columns: np.ndarray
-
-
-def _image(raw: dict[str, np.ndarray], i: int) -> dict[str, np.ndarray]:
-    """The arrays of one image, as a batch of one."""
-    return {name: array[i : i + 1] for name, array in raw.items()}
 
 
 def _not_below(values: np.ndarray, least: np.ndarray) -> np.ndarray:

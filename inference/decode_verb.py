@@ -111,7 +111,8 @@ def read_raw(path: str) -> dict[str, np.ndarray]:
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--raw={path} is not an .npz of numbers ({error}): save the outputs with numpy.savez") from None
+        # numpy's own words advise to load whatever it is as a pickle, which would run the file's code.
+        raise InputError(f"--raw={path} is not an .npz of numbers: save the outputs with numpy.savez") from error
     return {name: _as_float(array, f"{path}: {name}") for name, array in arrays.items()}
 
 

@@ -98,7 +98,7 @@ def run(argv: Sequence[str]) -> int:
             f"--score_threshold={threshold}: must be at least the model's score_floor={together.score_floor}, "
             "below which it keeps no detections"
         )
-    writing.check_formats(options.formats)
+    writing.check_formats(options.formats, among=writing.DEFAULT_FORMATS)
     paths = files.match(options.mosaics, "mosaics")
     found = survey_mosaics.read(paths, patch_size=together.image_size, overlap_px=overlap_px)
     pairs = plan.at_resolution(found, options.gsd_m, patch_size=together.image_size, overlap_px=overlap_px)

@@ -21,6 +21,7 @@ from inference import fuse, parts
 from inference.plan import SearchItem
 from inference.search import Claim, Detector, search
 from survey.detections import Detections
+from survey.errors import InputError
 from survey.geometry import Mosaic
 from survey.model import ModelSpec
 from survey.raster import Raster
@@ -117,7 +118,8 @@ class Worker:
           Counters, by name.
 
         Raises:
-          InputError: the mosaic is damaged, or the model contradicts its spec; parts finished until then are published.
+          InputError: the mosaic is damaged, the model contradicts its spec, or the output cannot be written to; parts finished
+            until then are published.
         """
         indices = [index for part in item.parts for index in range(part.start, part.stop)]
         total: dict[str, int] = {}
@@ -130,8 +132,11 @@ class Worker:
                 found, counters = _gathered(itertools.islice(claims, len(part)))
                 written.append(publishing.submit(parts.write, self._output, part, found, counters))
                 parts.add(total, {**counters, "detections_claimed": len(found)})
-        for publication in written:
-            publication.result()
+        try:
+            for publication in written:
+                publication.result()
+        except OSError as error:
+            raise InputError(f"--output={self._output} cannot take the parts any more ({error}): free some space") from error
         return total
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
 import sys
 import types
@@ -94,6 +95,12 @@ def exit_with(run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
         code = run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}: free some space there and give the same command again", file=sys.stderr)
         code = 2
     sys.exit(code)
 

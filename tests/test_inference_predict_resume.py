@@ -1,5 +1,6 @@
 """A prediction that is cut short: killed, stopped by a damaged mosaic, begun with other input; what is finished is kept."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -178,3 +179,25 @@ def test_a_damage_at_the_very_beginning_leaves_nothing_behind(model_folder, tmp_
 def test_a_folder_that_cannot_be_written_to(model_folder, survey):
     with pytest.raises(InputError, match=r"--output=/proc/nowhere cannot be written to"):
         predict.run(argv(model_folder, survey, Path("/proc/nowhere")))
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path, write_raster, monkeypatch):
+    model_folder = stub_model.export(str(tmp_path / "model"))
+    write_raster(tmp_path / "m.png", stub_model.paint(400, 400, [(30, 30, 16, 0.9, 1)]))
+    argv = [f"--model={model_folder}", f"--mosaics={tmp_path}/m.png", f"--output={tmp_path}/found"]
+    publish, calls = parts.write, []
+
+    def fills_up(*arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(*arguments)
+
+    monkeypatch.setattr(parts, "write", fills_up)
+    # 8 x 8 patches of 64 px every 48 px: two parts of 32.
+    said = r"cannot take the parts any more \(.*No space left on device\): free some space\. 32 of 64 patches are finished"
+    with pytest.raises(InputError, match=said):
+        predict.run(argv)
+    monkeypatch.undo()
+    assert predict.run(argv) == 0
+    assert not (tmp_path / "found/parts").exists()

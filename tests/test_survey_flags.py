@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -90,3 +92,25 @@ def test_unknown_verb_names_the_nearest():
     done = subprocess.run([sys.executable, "-m", "rookery", "shart"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean 'shard'?" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["/survey/parts", None])
+def test_a_full_disk_is_one_line(path, capsys):
+    def run(argv):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    with pytest.raises(SystemExit) as end:
+        flags.exit_with(run, [])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said.startswith("error: No space left on device")
+    assert said.count("\n") == 1
+    assert (path or "device:") in said
+
+
+def test_another_error_of_the_system_is_not_hidden():
+    def run(argv):
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        flags.exit_with(run, [])
