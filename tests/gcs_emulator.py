@@ -5,17 +5,22 @@ What is added to the emulator, because GDAL, TensorFlow or our tests ask for it 
 - the XML listing of a bucket (GET /BUCKET/?prefix=...), without which GDAL tries every name that a sidecar file might have;
 - 416 for a range beyond the end;
 - empty objects by a media upload, which is how TensorFlow makes folders;
+- many requests at once: the emulator takes one connection after the other, and one client that has connected but waits for
+  another of its own (a process whose GIL TensorFlow holds while it reads) would stop it for good;
 - `POST /_fail?status=503&times=2&match=TEXT`: the next requests whose line contains TEXT fail.
 
 Not to be had: if_generation_match is ignored, and there are neither credentials nor permissions.
 """
 
+import http.server
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -125,7 +130,11 @@ def _serve(port: int, log: Path) -> None:
     import gcp_storage_emulator.server as emulator
     from gcp_storage_emulator.handlers import objects
 
-    failing = {"status": 0, "times": 0, "match": ""}
+    class Threads(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    failing, one_at_a_time = {"status": 0, "times": 0, "match": ""}, threading.Lock()
     lines = log.open("a", buffering=1)
     read_data, close, handle, download = emulator._read_data, emulator.Response.close, emulator.Router.handle, objects.download
 
@@ -138,6 +147,17 @@ def _serve(port: int, log: Path) -> None:
         line = {"method": handler.command, "path": handler.path, "range": handler.headers.get("Range")}
         lines.write(json.dumps({**line, "status": int(response.status), "sent": len(response._content)}) + "\n")
         close(response)
+
+    def handle_in_turn(router: emulator.Router, method: str) -> None:
+        handler = router._request_handler
+        # Nothing waits for a client while the storage is locked: its request is there, its answer is sent afterwards.
+        if length := handler.headers.get("Content-Length"):
+            handler.rfile = io.BytesIO(handler.rfile.read(int(length)))
+        network, handler.wfile = handler.wfile, io.BytesIO()
+        with one_at_a_time:
+            handle_or_fail(router, method)
+        network.write(handler.wfile.getvalue())
+        handler.wfile = network
 
     def handle_or_fail(router: emulator.Router, method: str) -> None:
         handler = router._request_handler
@@ -184,7 +204,8 @@ def _serve(port: int, log: Path) -> None:
 
     emulator._read_data = read_data_as_gcs
     emulator.Response.close = close_and_log
-    emulator.Router.handle = handle_or_fail
+    emulator.Router.handle = handle_in_turn
+    http.server.HTTPServer = Threads
     objects.download = download_as_gcs
     emulator.HANDLERS = tuple(
         (path, {verb: download_as_gcs if one is download else one for verb, one in verbs.items()})

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,13 @@ def test_a_pattern_lists_no_other_folder(gcs, folder):
     assert "delimiter=%2F" in listing.path
     with pytest.raises(InputError, match=r"--mosaics='gs://bkt/none/\*' matches no object"):
         files.match("gs://bkt/none/*", "mosaics")
+
+
+def test_the_emulator_waits_for_nobody(gcs, folder):
+    """A process that has connected but not asked yet must not keep another from its answer, as it would not at Google."""
+    with socket.create_connection(gcs.url.removeprefix("http://").split(":")):
+        files.write(f"{folder}/one", b"1")
+        assert files.read(f"{folder}/one") == b"1"
 
 
 # The client drops the connection of a download that failed, and Python says so when it collects it.
