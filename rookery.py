@@ -12,6 +12,7 @@ VERBS = {
     "shard": "pipeline.shard",
     "doctor": "tpu_train.doctor",
     "show-batch": "tpu_train.show_batch",
+    "anchors": "tpu_train.anchors_verb",
     "preflight": "tpu_train.preflight.verb",
     "train": "tpu_train.train",
     "export": "tpu_train.export",
@@ -31,6 +32,7 @@ From survey mosaics to counts a scientist can publish.
   shard      mosaics + annotations -> dataset of TFRecord shards
   doctor     dataset -> is it fit to train? (terminal and one HTML page)
   show-batch dataset -> a picture of what training sees
+  anchors    dataset or table of boxes -> anchors for a YOLO, with a picture
   preflight  will it run on that TPU, fit, and how fast? Without the TPU
   train      dataset -> checkpoints
   export     checkpoints -> model (SavedModel + model.json)

@@ -1,13 +1,16 @@
-"""How fast the host feeds a training step, beside bare decoding and beside Model Garden's RetinaNet parser.
+"""How fast the host feeds a training step, beside bare decoding and beside Model Garden's input of RetinaNet and of YOLO.
 
     python benchmarks/input_pipeline.py [--images 512] [--seconds 10] [--repeats 5] [--json FILE]
 
 The same records for all: 640 px JPEGs as `rookery shard` writes them by default, 50 boxes an image. Every repeat runs all
 contenders in turn, each in a process of its own that fills its buffers first and is then timed:
 
-    decode only     TFRecord, the picture's bytes, tf.io.decode_jpeg, batch: what no input on this host can beat
-    rookery         tpu_train.input.read(training=True): shuffled, with boxes; the rest happens on the device
-    Model Garden    its InputReader with decoder and RetinaNet parser: scale 0.5 to 2, flip, targets for 76,725 anchors
+    decode only          TFRecord, the picture's bytes, tf.io.decode_jpeg, batch: what no input on this host can beat
+    rookery              what `rookery train` reads, the same for RetinaNet and YOLO: shuffled, with boxes, and where the view of
+                         each image lies; the rest happens on the device, mosaics too
+    MG RetinaNet         Model Garden's InputReader, decoder and parser: scale 0.5 to 2, flip, targets for 76,725 anchors
+    MG YOLO, no mosaic   its YoloTask's, as its experiment yolo_darknet (v3 and v4) has them: flip, colour, targets, mosaic off
+    MG YOLO              the same with its mosaics, three quarters of the images
 """
 
 import argparse
@@ -38,7 +41,9 @@ BOXES = 50
 BATCH = 8
 SHARDS = 8
 CLASSES = ("bird", "nest")
-DECODE, OURS, STOCK = "decode only", "rookery", "Model Garden"
+DECODE, OURS = "decode only", "rookery"
+RETINANET, PLAIN_YOLO, YOLO = "MG RetinaNet", "MG YOLO, no mosaic", "MG YOLO"
+ALL = (DECODE, OURS, RETINANET, PLAIN_YOLO, YOLO)
 
 
 def main() -> None:
@@ -50,7 +55,7 @@ def main() -> None:
     parser.add_argument("--jpeg_quality", type=int, default=95, help="of the records, as of `rookery shard`")
     parser.add_argument("--jpeg_subsampling", choices=records.SUBSAMPLINGS, default="444", help="the same")
     parser.add_argument("--json", default="", help="also write the rates to this file")
-    parser.add_argument("--contender", choices=(DECODE, OURS, STOCK), help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=ALL, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
@@ -59,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rookery_benchmark_") as name:
         encoding = records.Encoding("jpeg", options.jpeg_quality, options.jpeg_subsampling)
         size = write_records(Path(name), options.images, encoding)
-        found: dict[str, list[dict[str, float]]] = {contender: [] for contender in (DECODE, OURS, STOCK)}
+        found: dict[str, list[dict[str, float]]] = {contender: [] for contender in ALL}
         for _ in range(options.repeats):
             for contender, results in found.items():
                 results.append(child(contender, name, options))
@@ -106,7 +111,8 @@ def child(contender: str, folder: str, options: argparse.Namespace) -> dict[str,
 
 def timed(contender: str, folder: Path, images: int, seconds: float) -> dict[str, float]:
     """Images a second, images a CPU second, and the peak memory in MiB, of one contender in this process."""
-    batches = {DECODE: decode_only, OURS: ours, STOCK: stock}[contender](str(folder), images)
+    inputs = {DECODE: decode_only, OURS: ours, RETINANET: retinanet, PLAIN_YOLO: plain_yolo, YOLO: yolo}
+    batches = inputs[contender](str(folder), images)
     # An epoch, or for the slow twice the timed seconds: threads have started, AUTOTUNE has settled, buffers have been filled.
     begun, seen = time.perf_counter(), 0
     while seen < images and time.perf_counter() - begun < 2 * seconds:
@@ -134,15 +140,31 @@ def decode_only(folder: str, images: int) -> Iterator[Any]:
 
 
 def ours(folder: str, images: int) -> Iterator[Any]:
-    """What `rookery train` reads."""
-    from tpu_train import input as host
-    from tpu_train import shards
+    """What `rookery train --model yolo` reads, and RetinaNet alike."""
+    from official.core import task_factory
 
-    found = [shards.Shard(str(path), shards.count_records(str(path))) for path in sorted(Path(folder).glob("*.tfrecord"))]
-    return iter(host.read(found, patch_size=SIZE, max_boxes=BOXES, training=True, batch_size=BATCH))
+    from tpu_train import configure, plan, shards, sources
+    from tpu_train.options import Options
+
+    options = Options(
+        dataset="",
+        model_dir="",
+        model="yolo",
+        backbone="original",
+        init="scratch",
+        image_size=SIZE,
+        num_classes=len(CLASSES),
+        max_boxes=BOXES,
+        batch_size=BATCH,
+    )
+    config = configure.experiment(options, plan.without_dataset(options))
+    task = task_factory.get_task(config.task)
+    paths = sorted(Path(folder).glob("*.tfrecord"))
+    task.shards = {sources.TRAINING: [shards.Shard(str(path), shards.count_records(str(path))) for path in paths]}
+    return iter(task.build_inputs(config.task.train_data))
 
 
-def stock(folder: str, images: int) -> Iterator[Any]:
+def retinanet(folder: str, images: int) -> Iterator[Any]:
     """Model Garden's own input of its RetinaNet task, with the augmentation of its published recipes."""
     from official.vision.configs import retinanet
     from official.vision.dataloaders import input_reader, retinanet_input, tf_example_decoder
@@ -171,6 +193,32 @@ def stock(folder: str, images: int) -> Iterator[Any]:
     return iter(reader.read())
 
 
+def yolo(folder: str, images: int) -> Iterator[Any]:
+    """Model Garden's own input of its YOLO task, as its experiment for v3 and v4 has it."""
+    return _yolo(folder, images, mosaic=True)
+
+
+def plain_yolo(folder: str, images: int) -> Iterator[Any]:
+    """The same without mosaics."""
+    return _yolo(folder, images, mosaic=False)
+
+
+def _yolo(folder: str, images: int, *, mosaic: bool) -> Iterator[Any]:
+    from official.core import exp_factory
+    from official.projects.yolo.configs import yolo as garden
+    from official.projects.yolo.tasks import yolo as garden_task
+
+    assert garden.yolo_darknet  # importing it registers the experiment
+    config = exp_factory.get_exp_config("yolo_darknet").task
+    config.model.num_classes, config.model.input_size = len(CLASSES), [SIZE, SIZE, 3]
+    data = config.train_data
+    data.input_path, data.global_batch_size, data.shuffle_buffer_size = f"{folder}/*.tfrecord", BATCH, images
+    data.decoder.simple_decoder.coco91_to_80 = False  # the records do not have COCO's classes
+    if not mosaic:
+        data.parser.mosaic.mosaic_frequency = 0.0
+    return iter(garden_task.YoloTask(config).build_inputs(data))
+
+
 def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace, kilobytes: float) -> None:
     """Prints the table and writes the JSON."""
     rates = {name: [result["images_per_s"] for result in results] for name, results in found.items()}
@@ -179,7 +227,7 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
         # Of each repeat the ratio: what else the machine did then slowed its neighbour, too.
         ratios = [
             f"{median(mine / other for mine, other in zip(rates[name], rates[peer], strict=True)):.2f}"
-            for peer in (DECODE, STOCK)
+            for peer in (DECODE, RETINANET, PLAIN_YOLO, YOLO)
         ]
         rows.append(
             [
@@ -195,7 +243,8 @@ def report(found: dict[str, list[dict[str, float]]], options: argparse.Namespace
         f"{options.images} records of {SIZE} px, {kilobytes:.0f} kB a picture, {BOXES} boxes, batches of {BATCH}; "
         f"medians of {options.repeats} repeats of {options.seconds:g} s, in turn:\n"
     )
-    header = ["", "images/s", "least-most", f"x {DECODE}", f"x {STOCK}", "images/CPU s", "peak MiB"]
+    peers = [f"x {peer}" for peer in (RETINANET, PLAIN_YOLO, YOLO)]
+    header = ["", "images/s", "least-most", f"x {DECODE}", *peers, "images/CPU s", "peak MiB"]
     print(measure.table(header, rows))
     print(f"\n{measure.machine('tensorflow', 'tf-models-official')}")
     if options.json:

@@ -54,7 +54,8 @@ class Options:
         choices=fuse.FLIPS,
     )
     batch_size: int = flags.flag(
-        "patches per call of the model; changes speed and memory, and scores in their last digits at most", default=8
+        "patches per call of the model, on each core of a TPU; changes speed and memory, and scores in their last digits at most",
+        default=8,
     )
     score_threshold: float | None = flags.flag(
         "a detection counts from this score on (default: the model's own, chosen on validation)", default=None

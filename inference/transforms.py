@@ -6,6 +6,7 @@ parts whatever the runner was.
 """
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from apache_beam.utils.shared import Shared
 from inference import fuse, parts
 from inference.plan import SearchItem
 from inference.search import Claim, Detector, search
+from survey import tpu_environment
 from survey.detections import Detections
 from survey.errors import InputError
 from survey.geometry import Mosaic
@@ -93,6 +95,8 @@ class Worker:
 
     def __init__(self, settings: SearchSettings) -> None:
         from inference.decode import Decoder
+
+        tpu_environment.prepare(os.environ)  # before TensorFlow is imported
         from inference.model_runner import ModelRunner  # here, so that only workers wait for TensorFlow
 
         together = settings.together

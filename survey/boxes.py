@@ -101,21 +101,23 @@ def overlapping_pairs(
     return i[order], j[order], value[order]
 
 
-def pairs_of_ranges(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every (row, position) with first[row] <= position < last[row], in pieces of at most about `CHUNK` pairs.
+def pairs_of_ranges(first: np.ndarray, last: np.ndarray, at_once: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every (row, position) with first[row] <= position < last[row], in pieces.
 
     Args:
       first: int [N].
       last: int [N], not below `first`.
+      at_once: pairs in a piece, about, by default `CHUNK`; a row is never divided.
 
     Yields:
       (rows, positions), int [P] each, ascending.
     """
+    at_once = at_once or CHUNK
     ends = np.cumsum(last - first)
     start = 0
     while start < len(first):
         before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + at_once, side="right")))
         number = (last - first)[start:stop]
         shift_by = np.repeat(first[start:stop] - (np.cumsum(number) - number), number)
         yield np.repeat(np.arange(start, stop), number), np.arange(len(shift_by)) + shift_by

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
 
@@ -120,14 +122,36 @@ class YoloHeads:
         if not all(self.anchors_px) or any(len(anchor) != 2 for level in self.anchors_px for anchor in level) or min(sides) <= 0:
             raise InputError("heads: anchors_px: must be a list of [width, height] in pixels, above 0, for each level")
 
+    def sides_px(self, level: int) -> np.ndarray:
+        """Sides of the anchors of a cell, float64 [A, 2], (height, width)."""
+        return np.array(self.anchors_px[self.levels.index(level)], np.float64)[:, ::-1]
+
+    def boxes(self, image_size: int) -> np.ndarray:
+        """All anchors of a square image, each in the middle of its cell, from where it may move anywhere in it.
+
+        Returns:
+          float32 [N, 4], yxyx in pixels, unclipped; levels from fine to coarse, then row, column, anchor.
+        """
+        self._check(image_size)
+        parts = []
+        for level in self.levels:
+            middle = np.arange(2**level / 2, image_size, 2**level)
+            cy, cx = (axis[..., None] for axis in np.meshgrid(middle, middle, indexing="ij"))  # [h, w, 1]
+            half_h, half_w = self.sides_px(level).T / 2
+            parts.append(np.stack([cy - half_h, cx - half_w, cy + half_h, cx + half_w], axis=-1).reshape(-1, 4))
+        return np.concatenate(parts).astype(np.float32)
+
     def shapes(self, image_size: int, classes: int) -> dict[str, tuple[int, ...]]:
         """Shape of every array but for its batch dimension, by name; see `RetinaNetHeads.shapes`."""
-        stride = 2 ** self.levels[-1]
-        if image_size % stride:
-            raise InputError(f"image_size={image_size}: must be a multiple of the coarsest stride, {stride} px")
+        self._check(image_size)
         cells = {level: (image_size >> level, image_size >> level) for level in self.levels}
         each = {level: len(anchors) for level, anchors in zip(self.levels, self.anchors_px, strict=True)}
         return {f"raw_output_{level}": (*cells[level], each[level] * (5 + classes)) for level in self.levels}
+
+    def _check(self, image_size: int) -> None:
+        stride = 2 ** self.levels[-1]
+        if image_size % stride:
+            raise InputError(f"image_size={image_size}: must be a multiple of the coarsest stride, {stride} px")
 
 
 Heads = RetinaNetHeads | YoloHeads

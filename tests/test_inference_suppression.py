@@ -86,6 +86,73 @@ def test_spread_boxes_in_several_blocks(at_once, monkeypatch):
     np.testing.assert_array_equal(suppression.hard(found, scores, None, 0.4), boxes.nms(found, scores, 0.4))
 
 
+def one_by_one(found: np.ndarray, scores: np.ndarray, groups: np.ndarray, iou_threshold: float) -> list[int]:
+    """The sentence of the paper: from the best down, a box goes when it overlaps too much with one of its group that stays."""
+    y0, x0, y1, x1 = found.T
+    area = (y1 - y0) * (x1 - x0)
+    gone, kept = np.zeros(len(found), bool), []
+    for i in np.argsort(-scores, kind="stable"):
+        if gone[i]:
+            continue
+        kept.append(int(i))
+        high = np.maximum(np.minimum(y1[i], y1) - np.maximum(y0[i], y0), np.float32(0))
+        wide = np.maximum(np.minimum(x1[i], x1) - np.maximum(x0[i], x0), np.float32(0))
+        shared = high * wide
+        gone |= (shared / (area[i] + area - shared) > np.float32(iou_threshold)) & (groups == groups[i])
+    return kept
+
+
+def dense(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What dense anchors give of a crowd in three images: some eight boxes an object.
+
+    On whole and half pixels, with few different scores, so that both scores and IoUs tie.
+    """
+    rng = np.random.default_rng(seed)
+    objects = rng.uniform(0, 400, (number // 8, 2)), np.exp(rng.uniform(np.log(14), np.log(60), (number // 8, 1)))
+    which = rng.integers(0, number // 8, number)
+    centers = objects[0][which] + rng.normal(0, 0.15, (number, 2)) * objects[1][which]
+    half = objects[1][which] * np.exp(rng.normal(0, 0.2, (number, 2))) / 2
+    found = np.round(np.concatenate([centers - half, centers + half], axis=1) * 2) / 2
+    scores = np.round(rng.beta(1, 4, number), 2)
+    return found.clip(0, 416).astype(np.float32), scores.astype(np.float32), rng.integers(0, 3, number)
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.04, 0.3, 0.5, 0.75, 1.0])
+def test_dense_boxes_equal_one_by_one(iou, monkeypatch):
+    """To the index, ties included, whether neighbours are looked for in grids (the price as it is, or none) or all compared."""
+    found, scores, groups = dense(5000, seed=int(iou * 100))
+    assert len(np.unique(scores)) < 100
+    found = found[boxes.area(found) > 0]
+    scores, groups = scores[: len(found)], groups[: len(found)]
+    expected = one_by_one(found, scores, groups, iou)
+    for price in (suppression._PRICE, -1e9, 1e9):
+        monkeypatch.setattr(suppression, "_PRICE", price)
+        assert suppression.hard(found, scores, groups, iou).tolist() == expected
+
+
+@pytest.mark.parametrize("sides", [(1e-3, 400), (300, 3000), (1e-6, 1e-5)])
+def test_boxes_of_any_size_equal_one_by_one(sides, monkeypatch):
+    monkeypatch.setattr(suppression, "_PRICE", -1e9)
+    rng = np.random.default_rng(8)
+    half = np.exp(rng.uniform(*np.log(sides), (3000, 1))) / 2
+    centers = rng.uniform(0, 60 * sides[0] + 20, (3000, 2))
+    found = np.concatenate([centers - half, centers + half], axis=1).astype(np.float32)
+    scores, groups = np.round(rng.uniform(0, 1, 3000), 2).astype(np.float32), rng.integers(0, 3, 3000)
+    with np.errstate(invalid="ignore"):  # two empty boxes: 0 / 0
+        for iou in (0.0, 0.2, 0.5):
+            assert suppression.hard(found, scores, groups, iou).tolist() == one_by_one(found, scores, groups, iou)
+
+
+def test_scores_of_any_sign_and_many_groups():
+    # -0 and 0 tie; the smaller index goes first. Infinite logits sort at the ends.
+    apart = np.arange(7, dtype=np.float32)[:, None] * 10 + np.array([0, 0, 1, 1], np.float32)
+    scores = np.array([0.0, -1.5, -0.0, -np.inf, 2.0, np.inf, -1e-40], np.float32)
+    assert suppression.hard(apart, scores, None, 0.5).tolist() == [5, 4, 0, 2, 6, 1, 3]
+    # Numbers of groups so large that they do not fit one integer with the score.
+    groups = np.array([1 << 40, 0, 1 << 40, 5, 1 << 40, 5, 0])
+    assert suppression.hard(np.repeat(apart[:1], 7, 0), scores, groups, 0.5).tolist() == [5, 4, 6]
+
+
 @pytest.mark.parametrize("kind", ["objects", "apart"])
 def test_soft_gaussian_equals_tensorflow(kind):
     # TensorFlow's weight is exp(-0.5 / sigma * IoU^2), the paper's exp(-IoU^2 / sigma): theirs is half of ours.

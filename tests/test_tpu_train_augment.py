@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tpu_train.augment import Augment, keep_visible, random_view
+from survey.errors import InputError
+from tpu_train.augment import Augment, check, keep_visible, random_view, whole_areas
 
 STILL = Augment(
     scale_min=1.0, scale_max=1.0, flip=False, quarter_turn=False, brightness=0.0, contrast=0.0, saturation=0.0, white_balance=0.0
@@ -34,8 +35,8 @@ def test_identity() -> None:
     np.testing.assert_array_equal(classes, [[3], [0]])
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_boxes_follow_pixels(jit: bool) -> None:
+@pytest.mark.parametrize(("jit", "stretch"), [(False, 1.0), (True, 1.0), (True, 1.5)])
+def test_boxes_follow_pixels(jit: bool, stretch: float) -> None:
     """A bright rectangle of 30 x 18 px, off centre, in 64 random views: its box is where the pixels are, to a pixel."""
     count, size = 64, 96
     images = np.zeros((count, 128, 128, 3), np.uint8)
@@ -45,7 +46,8 @@ def test_boxes_follow_pixels(jit: bool) -> None:
     rng = np.random.default_rng(0)
     scale = rng.uniform(0.7, 1.4, count)
     begin = rng.uniform(size=(count, 2)) * (128 - size / scale)[:, None]
-    views = np.column_stack([scale, begin]).astype(np.float32)
+    across = [] if stretch == 1 else [scale * rng.choice([stretch, 1 / stretch], count)]
+    views = np.column_stack([scale, begin, *across]).astype(np.float32)
 
     @tf.function(jit_compile=jit)
     def view(*batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -80,6 +82,31 @@ def test_a_view_larger_than_its_source_has_a_black_frame() -> None:
     out, _, _ = random_view(images, boxes, classes, views, size=64, config=STILL, seed=tf.constant([0, 3]))
     assert out[0, 20:52, 9:41].numpy().min() == pytest.approx(255)
     assert out.numpy().mean() / 255 == pytest.approx(0.25, abs=0.02)
+
+
+def test_areas_include_what_is_not_shown() -> None:
+    """10 x 20 px: at scale 2, 20 x 40; with rows at 2 and columns at 0.5, 20 x 10."""
+    boxes = tf.constant([[[-5.0, 0, 5, 20], [0, 0, 0, 0]]])
+    assert whole_areas(boxes, tf.constant([[2.0, 30, 30]])).numpy().tolist() == [[800, 0]]
+    assert whole_areas(boxes, tf.constant([[2.0, 30, 30, 0.5]])).numpy().tolist() == [[200, 0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"jitter": -0.1}, r"task\.augmentation\.jitter=-0.1: must be between 0 and 1; 0 keeps the aspect ratio"),
+        ({"mosaic": 1.5}, r"mosaic=1.5: must be between 0 and 1; it is the share of the images"),
+        ({"mosaic_center": 0.6}, r"mosaic_center=0.6: must be between 0 and 0.5; .*0.5 puts it in the middle"),
+        ({"mosaic_zoom": 0.4}, r"mosaic_zoom=0.4: must be between 0.5 and 1; .*less would leave gaps"),
+        ({"mixup": float("nan")}, r"mixup=nan: must be between 0 and 1"),
+        ({"mosaic_rows": 0.5}, r"mosaic_rows=0.5: must be between 1 and 8"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(values: dict[str, float], message: str) -> None:
+    check(Augment())
+    check(Augment(jitter=0.3, mosaic=1.0, mosaic_zoom=0.5, mixup=0.5))
+    with pytest.raises(InputError, match=message):
+        check(Augment(**values))
 
 
 def test_keep_visible() -> None:

@@ -50,6 +50,8 @@ def seeds(number: int, seed: int = 0, host: int = 0) -> tf.Tensor:
         (Crop(PATCH, 32, 2.0, 3.0), 24),
         (Crop(PATCH, 96, 1.0, 1.0), 96),  # 99 px, more than there are
         (Crop(PATCH, 80, 0.5, 0.6), 96),  # the patch is smaller than the view
+        # 0.8 / 1.25 = 0.64: 40 px show 62.5 px; ceil(0.5 / 0.64 + 0.5) = 2 px further on each side, and 1: 68.
+        (Crop(PATCH, 40, 0.8, 1.25, jitter=0.25), 72),
     ],
 )
 @pytest.mark.parametrize("encode", [jpeg, png])
@@ -63,7 +65,7 @@ def test_a_view_of_the_window_is_that_of_the_whole_patch(crop: Crop, window: int
         assert part["image"].shape == (window, window, 3)
         corner, view = crop.draw(seeds(number))
         np.testing.assert_array_equal(part["view"], view)
-        in_patch = view + tf.concat([[0.0], tf.cast(corner, tf.float32)], axis=0)
+        in_patch = view + tf.pad(tf.cast(corner, tf.float32), [[1, crop.numbers - 3]])
         seen = [
             random_view(
                 given["image"][None],
@@ -78,7 +80,7 @@ def test_a_view_of_the_window_is_that_of_the_whole_patch(crop: Crop, window: int
         ]
         for one, other in zip(*seen, strict=True):
             np.testing.assert_allclose(one, other, atol=0.02)  # of 255: float32 places a view of 96 px to 1e-5 px
-        begins.append(in_patch[1:].numpy())
+        begins.append(in_patch[1:3].numpy())
         assert part["classes"].numpy().tolist() == [1, 0]
         np.testing.assert_array_equal(part["boxes"][1], np.zeros(4))
     assert len(np.unique(np.round(begins, 3), axis=0)) == (12 if crop.size != PATCH else 1)
@@ -98,6 +100,49 @@ def test_views_are_spread_over_zooms_and_places() -> None:
     assert share.max() <= 1 + 1e-4
     np.testing.assert_allclose(share.mean(axis=0), 0.5, atol=0.05)
     assert abs(np.corrcoef(share.T)[0, 1]) < 0.15
+
+
+def drawn(crop: Crop, count: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = tf.range(count, dtype=tf.int64)
+    corners, views = tf.map_fn(lambda n: crop.draw(crops.seeds(0, 0, n)), numbers, (tf.int32, tf.float32))
+    return corners.numpy(), views.numpy()
+
+
+def test_jitter_zooms_height_and_width_apart() -> None:
+    """Of 400 views at scale 1, jitter 0.25: scales of rows and columns from 1 / 1.25 = 0.8 to 1.25, half of them below 1."""
+    corners, views = drawn(Crop(PATCH, 40, 1.0, 1.0, jitter=0.25), 400)
+    assert views.shape == (400, 4)
+    scales = views[:, [0, 3]]
+    assert 0.8 <= scales.min() < 0.81
+    assert 1.23 < scales.max() <= 1.25
+    np.testing.assert_allclose((scales < 1).mean(axis=0), 0.5, atol=0.08)
+    np.testing.assert_allclose(np.log(scales).mean(axis=0), 0.0, atol=0.02)
+    assert abs(np.corrcoef(scales.T)[0, 1]) < 0.15
+    share = (views[:, 1:3] + corners) / (PATCH - 40 / scales)  # of the room that each side has
+    assert share.min() >= -1e-4
+    assert share.max() <= 1 + 1e-4
+    np.testing.assert_allclose(share.mean(axis=0), 0.5, atol=0.05)
+
+
+def test_jitter_shows_no_black_that_was_not_there() -> None:
+    """80 of 96 px: jitter 0.5 would show up to 120. At scale 0.5 the view shows 160 px anyway, and jitter no more."""
+    _, views = drawn(Crop(PATCH, 80, 1.0, 1.0, jitter=0.5), 100)
+    extent = 80 / views[:, [0, 3]]
+    assert extent.max() == pytest.approx(PATCH)
+    assert extent.min() < 60
+    white = np.full((100, PATCH, PATCH, 3), 255, np.uint8)
+    boxes, classes = np.zeros((100, 1, 4), np.float32), np.zeros((100, 1), np.int32)
+    images, _, _ = random_view(white, boxes, classes, views, size=80, config=CALM, seed=tf.constant([0, 1]))
+    assert images.numpy().min() > 254.9
+    _, views = drawn(Crop(PATCH, 80, 0.5, 0.5, jitter=0.5), 100)
+    extent = 80 / views[:, [0, 3]]
+    assert extent.max() == pytest.approx(160)
+    assert 80 / 0.75 - 0.01 < extent.min() < 115
+
+
+def test_without_jitter_a_view_is_what_it_was() -> None:
+    assert Crop(PATCH, 40, 0.8, 1.25).numbers == 3
+    assert Crop(PATCH, 40, 0.8, 1.25).draw(seeds(0))[1].shape == (3,)
 
 
 def test_a_view_follows_from_seed_host_and_number() -> None:

@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from survey.drawing import PALETTE, Style, class_style, rgb
-from tpu_train import pictures, truncation
+from tpu_train import mosaic, pictures, truncation
 from tpu_train.patches import Place
 from tpu_train.pictures import Key, Layer, Tile
 from tpu_train.truncation import Objects
@@ -87,8 +88,9 @@ def test_sheet() -> None:
 
 def test_objects_by_fate() -> None:
     """Six in the record, of which four rows hold three: one learned, one outside (empty on the border), one barely visible."""
-    boxes = np.array([[10.0, 10, 20, 20], [0, 5, 0, 9], [0, 30, 2, 40], [0, 0, 0, 0]])
-    found = truncation.count(6, np.array([1, 2, 1, 0]), boxes, np.array([1, 0, 0, 0]))
+    boxes = tf.constant([[[10.0, 10, 20, 20], [0, 5, 0, 9], [0, 30, 2, 40], [0, 0, 0, 0]]])
+    inputs = {"classes": tf.constant([[1, 2, 1, 0]]), "objects": tf.constant([6])}
+    found = Objects(*mosaic.fates_of(inputs, boxes, tf.constant([[1, 0, 0, 0]]))[0].numpy().tolist())
     assert found == Objects(seen=6, capped=3, outside=1, barely=1)
     assert found.learned == 1
     assert found + found == Objects(12, 6, 2, 2)

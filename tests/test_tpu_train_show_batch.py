@@ -173,7 +173,7 @@ def test_whole_patches_and_the_cap(data: str) -> None:
     assert view.classes.shape == (2, 5)
     # Patch 0 shows the lattice 6, 46, 86 and what is left, 2 px of 20, of 126: too little. The second starts at 86: 86, 126, 166
     # and 206, whose first 8 px of 20 are enough.
-    assert view.objects.tolist() == [9, 12]
+    assert view.fates[:, 0].tolist() == [9, 12]
     np.testing.assert_allclose(view.boxes[0, 0], [6, 6, 26, 26], atol=1e-4)
     assert view.images[0, 8:24, 8:24].min() > 200
     picture = batch_picture.BatchPicture(data, config, view)

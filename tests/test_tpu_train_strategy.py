@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from survey import tpu_environment
 from survey.errors import InputError
-from tpu_train import environment, strategy
+from tpu_train import strategy
 
 
 def machine(folder: Path, *chips: str) -> str:
@@ -19,7 +20,7 @@ def machine(folder: Path, *chips: str) -> str:
 @pytest.mark.parametrize("chip", ["accel0", "vfio/0"])
 def test_local_chips_are_reached_through_pjrt(tmp_path: Path, chip: str) -> None:
     environ = {"HOME": "/home/me"}
-    environment.prepare(environ, devices=machine(tmp_path, chip), library="/lib/libtpu.so")
+    tpu_environment.prepare(environ, devices=machine(tmp_path, chip), library="/lib/libtpu.so")
     assert environ == {
         "HOME": "/home/me",
         "PJRT_DEVICE": "TPU",
@@ -31,15 +32,15 @@ def test_local_chips_are_reached_through_pjrt(tmp_path: Path, chip: str) -> None
 def test_without_chips_or_library_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder vfio also stands on machines that have it for other devices: /dev/vfio/vfio alone is no chip."""
     environ: dict[str, str] = {}
-    environment.prepare(environ, devices=machine(tmp_path / "dev", "vfio/vfio"), library="/lib/libtpu.so")
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)  # as where libtpu is not installed
-    environment.prepare(environ, devices=machine(tmp_path / "tpu", "accel0"))
+    tpu_environment.prepare(environ, devices=machine(tmp_path / "dev", "vfio/vfio"), library="/lib/libtpu.so")
+    monkeypatch.setattr(tpu_environment.importlib.util, "find_spec", lambda name: None)  # as where libtpu is not installed
+    tpu_environment.prepare(environ, devices=machine(tmp_path / "tpu", "accel0"))
     assert environ == {}
 
 
 def test_what_the_user_set_stays(tmp_path: Path) -> None:
     environ = {"PJRT_DEVICE": "CPU", "TF_PLUGGABLE_DEVICE_LIBRARY_PATH": "/mine.so"}
-    environment.prepare(environ, devices=machine(tmp_path, "accel0"), library="/lib/libtpu.so")
+    tpu_environment.prepare(environ, devices=machine(tmp_path, "accel0"), library="/lib/libtpu.so")
     assert environ["PJRT_DEVICE"] == "CPU"
     assert environ["TF_PLUGGABLE_DEVICE_LIBRARY_PATH"] == "/mine.so"
 
@@ -48,10 +49,10 @@ def test_a_named_tpu_is_reached_over_the_network(tmp_path: Path) -> None:
     """Also on worker 0 of the pod itself, which has chips: they belong to the server there."""
     dev = machine(tmp_path, "accel0")
     pod = {"TPU_NAME": "pod"}
-    environment.prepare(pod, devices=dev, library="/lib/libtpu.so")
+    tpu_environment.prepare(pod, devices=dev, library="/lib/libtpu.so")
     assert pod == {"TPU_NAME": "pod", "TPU_LOAD_LIBRARY": "0"}
     local = {"TPU_NAME": "local"}
-    environment.prepare(local, devices=dev, library="/lib/libtpu.so")
+    tpu_environment.prepare(local, devices=dev, library="/lib/libtpu.so")
     assert local["PJRT_DEVICE"] == "TPU"
     assert "TPU_LOAD_LIBRARY" not in local
 

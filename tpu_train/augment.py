@@ -1,6 +1,7 @@
 """Augmentation inside the compiled step: a resized crop, flips, a quarter turn, and changes of light and colour.
 
-Where the crop lies and how far it is zoomed, the host has drawn (`tpu_train.crop`).
+Where the crop lies and how far it is zoomed, the host has drawn (`tpu_train.crop`); what is made of several images follows in
+`tpu_train.mosaic`.
 Resizing, cropping and flipping are one sampling along each axis, written as two small matrix products per image: static shapes
 for XLA, and work that the TPU's matrix unit does at full speed. Random numbers are stateless: the same seed gives the same batch.
 """
@@ -9,6 +10,8 @@ import dataclasses
 
 import tensorflow as tf
 from official.modeling import hyperparams
+
+from survey.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -25,7 +28,13 @@ class Augment(hyperparams.Config):
       contrast, saturation: largest relative change.
       white_balance: largest relative change of each channel by itself, and its largest shift as a share of the full range: haze,
         sun and camera differ between two flights more than between two places of one flight.
-      min_visible: a box is dropped when the crop shows less than this share of its area.
+      min_visible: a box is dropped when the crop, or its part of a mosaic, shows less than this share of its area.
+      jitter: height and width are zoomed by further factors, each between 1 / (1 + jitter) and 1 + jitter (`tpu_train.crop`).
+      mosaic: share of the images that become four images around a centre (`tpu_train.mosaic`).
+      mosaic_center: that centre keeps at least this share of the side away from the border.
+      mosaic_zoom: smallest zoom of the four images of a mosaic; 1 keeps the ground resolution, 0.5 can show all of each.
+      mixup: share of the images that become the weighted mean of two (`tpu_train.mosaic`).
+      mosaic_rows: rows of the padded boxes of a batch with mosaics or mixups, as a multiple of what an image alone has.
     """
 
     scale_min: float = 0.8
@@ -37,6 +46,39 @@ class Augment(hyperparams.Config):
     saturation: float = 0.2
     white_balance: float = 0.1
     min_visible: float = 0.3
+    jitter: float = 0.0
+    mosaic: float = 0.0
+    mosaic_center: float = 0.2
+    mosaic_zoom: float = 1.0
+    mixup: float = 0.0
+    mosaic_rows: float = 2.0
+
+
+# What the values that shape and combine images may be: from, to, and what the ends mean.
+RANGES = {
+    "jitter": (0.0, 1.0, "0 keeps the aspect ratio, 0.3 is darknet's, 1 zooms a side by half to twice"),
+    "mosaic": (0.0, 1.0, "it is the share of the images that become mosaics"),
+    "mosaic_center": (0.0, 0.5, "0 lets the centre lie anywhere, 0.5 puts it in the middle"),
+    "mosaic_zoom": (0.5, 1.0, "1 keeps the ground resolution, 0.5 can show all of four images, less would leave gaps"),
+    "mixup": (0.0, 1.0, "it is the share of the images that are mixed with another"),
+    "mosaic_rows": (1.0, 8.0, "a mosaic of mixtures has at most 8 times the boxes of an image"),
+}
+
+
+def check(config: Augment, field: str = "task.augmentation") -> None:
+    """Refuses values that cannot be.
+
+    Args:
+      config: how training images vary.
+      field: what people call it.
+
+    Raises:
+      InputError: a value is out of its range.
+    """
+    for name, (low, high, meaning) in RANGES.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise InputError(f"{field}.{name}={value}: must be between {low:g} and {high:g}; {meaning}")
 
 
 def random_view(
@@ -56,6 +98,7 @@ def random_view(
       boxes: float32 [B, M, 4], yxyx in pixels of `images`.
       classes: int32 [B, M], ids from 1, 0 for padding.
       views: float32 [B, 3], scale of each view, and where it begins, y and x in pixels of `images`; what lies outside is black.
+        Or [B, 4], the fourth being the scale of the columns where it differs from that of the rows, which is then the first.
       size: side of the result in pixels.
       config: what else varies.
       seed: int32 [2].
@@ -67,15 +110,17 @@ def random_view(
     batch, height, width, _ = images.shape
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3), axis=0)
     uniform = tf.random.stateless_uniform
-    scale, y0, x0 = tf.unstack(views, axis=1)
+    scale_y, y0, x0, scale_x = _axes(views)
     flips = uniform([batch, 2], seeds[0]) < (0.5 if config.flip else 0.0)
-    rows = _sampling(height, size, y0, scale, flips[:, 0])
-    columns = _sampling(width, size, x0, scale, flips[:, 1])
+    rows = sampling(height, size, y0, scale_y, flips[:, 0])
+    columns = sampling(width, size, x0, scale_x, flips[:, 1])
     pixels = tf.einsum("bij,bjkc->bikc", rows, tf.cast(images, tf.float32))
     pixels = tf.einsum("bpk,bikc->bipc", columns, pixels)
 
     offset = tf.stack([y0, x0, y0, x0], axis=1)[:, None, :]
-    moved = (boxes - offset) * scale[:, None, None]  # [B, M, 4]
+    # One scale is one factor: an unjittered step is not to gain an operation by what it does not use.
+    scale = scale_y[:, None, None] if scale_x is scale_y else tf.stack([scale_y, scale_x] * 2, axis=1)[:, None, :]
+    moved = (boxes - offset) * scale  # [B, M, 4]
     y_low, x_low, y_high, x_high = tf.unstack(moved, axis=-1)
     flip_y, flip_x = flips[:, :1], flips[:, 1:]
     y_low, y_high = tf.where(flip_y, size - y_high, y_low), tf.where(flip_y, size - y_low, y_high)
@@ -98,12 +143,32 @@ def keep_visible(boxes: tf.Tensor, classes: tf.Tensor, size: int, min_visible: f
     return clipped, tf.where(visible, classes, 0)
 
 
+def whole_areas(boxes: tf.Tensor, views: tf.Tensor) -> tf.Tensor:
+    """Areas float32 [B, M] of boxes in pixels of a view, what it does not show included; see `random_view`."""
+    scale_y, _, _, scale_x = _axes(views)
+    return _area(boxes) * (scale_y * scale_x)[:, None]
+
+
+def _axes(views: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Of views [B, 3] or [B, 4]: scale of the rows, first y, first x, scale of the columns; each [B]."""
+    scale_y, y0, x0, *scale_x = tf.unstack(views, axis=1)
+    return scale_y, y0, x0, scale_x[0] if scale_x else scale_y
+
+
 def _area(boxes: tf.Tensor) -> tf.Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _sampling(source: int, size: int, offset: tf.Tensor, scale: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
-    """Weights [B, size, source] that resample one axis with a triangle filter, widened when shrinking so that nothing aliases."""
+def sampling(source: int, size: int, offset: tf.Tensor, scale: tf.Tensor, flip: tf.Tensor) -> tf.Tensor:
+    """Weights [B, size, source] that resample one axis with a triangle filter, widened when shrinking so that nothing aliases.
+
+    Args:
+      source: pixels that there are.
+      size: pixels to make of them.
+      offset: float32 [B], where the first of these begins, in source pixels.
+      scale: float32 [B], new pixels for each source pixel.
+      flip: bool [B], begin at the other end.
+    """
     position = tf.range(size, dtype=tf.float32)[None, :] + 0.5
     position = tf.where(flip[:, None], size - position, position)
     center = offset[:, None] + position / scale[:, None]  # [B, size], in source pixels

@@ -47,9 +47,7 @@ class BatchPicture:
         data = dataset.read(folder)
         self._classes, self._mosaics = data.classes, [mosaic.name for mosaic in data.mosaics]
         self._places = patches.places(folder, patch_ids=view.patch_ids.tolist())
-        self._objects = [
-            truncation.count(int(view.objects[i]), view.classes_read[i], view.boxes[i], view.classes[i]) for i in range(len(view))
-        ]
+        self._objects = [Objects(*fates) for fates in view.fates.tolist()]
 
     def sheet(self, where: str, *, augmented: bool = True, anchors: bool = False) -> np.ndarray:
         """The batch as one picture, uint8 [H, W, 3].
@@ -106,7 +104,7 @@ class BatchPicture:
         # Records of other files than the split's own may have other numbers.
         place = self._places.get(patch_id)
         boxes, classes = view.boxes[i], view.classes[i]
-        layers = [Layer(boxes[(view.classes_read[i] > 0) & (classes == 0) & (box_math.area(boxes) > 0)], BARELY, thin=True)]
+        layers = [Layer(boxes[view.barely[i]], BARELY, thin=True)]
         dots = None
         if anchors:
             dots = np.unique(box_math.centers(view.anchors[view.positive[i]]), axis=0)
@@ -164,4 +162,9 @@ def describe(augmentation: Augment) -> str:
         value = getattr(augmentation, name)
         if value:
             parts.append(f"{name.replace('_', ' ')} ±{value:g}")
+    if augmentation.jitter:
+        parts.append(f"sides ×{1 / (1 + augmentation.jitter):.2f} to ×{1 + augmentation.jitter:.2f}")
+    for name, what in (("mosaic", "a mosaic of four"), ("mixup", "a mixture of two")):
+        if getattr(augmentation, name):
+            parts.append(f"{what} for {getattr(augmentation, name):.0%}")
     return ", ".join(parts) or "no augmentation"

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 from official.core import config_definitions, task_factory
 
-from tpu_train import patches
-from tpu_train.experiments import retinanet
+from tpu_train import mosaic, patches
+from tpu_train.experiments.detector import DetectorTask
+from tpu_train.mosaic import View
 from tpu_train.sources import Sources
 
 
@@ -20,8 +21,8 @@ class BatchView:
       images: uint8 [B, S, S, 3], its pixels before normalisation, rounded.
       boxes: float32 [B, M, 4], yxyx in these pixels, clipped to them.
       classes: int32 [B, M], ids from 1; 0 for padding and for what the crop lost.
-      classes_read: int32 [B, M], the same before the crop.
-      objects: int32 [B], in the records, those beyond M included.
+      barely: bool [B, M], of which the crop shows too little to learn from; none where images were combined.
+      fates: int32 [B, 4], what became of the objects of each image, see `tpu_train.mosaic.View`.
       patch_ids: int64 [B].
       anchors: float32 [N, 4], yxyx in pixels of the images.
       positive: bool [B, N], whether the anchor is to find an object.
@@ -30,8 +31,8 @@ class BatchView:
     images: np.ndarray
     boxes: np.ndarray
     classes: np.ndarray
-    classes_read: np.ndarray
-    objects: np.ndarray
+    barely: np.ndarray
+    fates: np.ndarray
     patch_ids: np.ndarray
     anchors: np.ndarray
     positive: np.ndarray
@@ -45,8 +46,8 @@ class BatchView:
             self.images[wanted],
             self.boxes[wanted],
             self.classes[wanted],
-            self.classes_read[wanted],
-            self.objects[wanted],
+            self.barely[wanted],
+            self.fates[wanted],
             self.patch_ids[wanted],
             self.anchors,
             self.positive[wanted],
@@ -87,7 +88,7 @@ def of_patches(
     return of_inputs(task, inputs, step, augmented=augmented)
 
 
-def of_inputs(task: retinanet.RetinaNetTask, inputs: dict[str, tf.Tensor], step: int, *, augmented: bool = True) -> BatchView:
+def of_inputs(task: DetectorTask, inputs: dict[str, tf.Tensor], step: int, *, augmented: bool = True) -> BatchView:
     """The view of a batch of `tpu_train.input`.
 
     Args:
@@ -98,22 +99,27 @@ def of_inputs(task: retinanet.RetinaNetTask, inputs: dict[str, tf.Tensor], step:
     """
 
     @tf.function  # as in training: line by line, sums are rounded otherwise
-    def viewed() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def viewed() -> tuple[View, tf.Tensor]:
         if augmented:
-            images, boxes, classes = task.view(inputs, tf.constant(step, tf.int64))
+            view = task.view(inputs, tf.constant(step, tf.int64))
         else:
-            images, boxes, classes = inputs["image"], inputs["boxes"], inputs["classes"]
-        labels = task.targets(boxes, classes, images.shape[1])
-        return tf.cast(images, tf.float32), boxes, classes, labels["box_weights"] > 0
+            boxes, classes = inputs["boxes"], inputs["classes"]
+            view = View(tf.cast(inputs["image"], tf.float32), boxes, classes, mosaic.fates_of(inputs, boxes, classes))
+        size = view.images.shape[1]
+        return view, task.positive(task.targets(view.boxes, view.classes, size), size)
 
-    images, boxes, classes, positive = (value.numpy() for value in viewed())
+    view, positive = tf.nest.map_structure(lambda value: value.numpy(), viewed())
+    read = inputs["classes"].numpy()
+    alone = not (augmented and mosaic.wanted(task.task_config.augmentation, len(read)))
+    shown = (view.boxes[..., 2:] > view.boxes[..., :2]).all(axis=-1)
+    barely = (read > 0) & (view.classes == 0) & shown if alone else np.zeros(view.classes.shape, bool)
     return BatchView(
-        images=np.clip(np.round(images), 0, 255).astype(np.uint8),
-        boxes=boxes,
-        classes=classes,
-        classes_read=inputs["classes"].numpy(),
-        objects=inputs["objects"].numpy(),
+        images=np.clip(np.round(view.images), 0, 255).astype(np.uint8),
+        boxes=view.boxes,
+        classes=view.classes,
+        barely=barely,
+        fates=view.fates,
         patch_ids=inputs["patch_id"].numpy(),
-        anchors=retinanet.anchor_spec(task.task_config.model).boxes(images.shape[1]),
+        anchors=task.anchor_boxes(view.images.shape[1]),
         positive=positive,
     )

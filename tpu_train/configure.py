@@ -6,11 +6,13 @@ import yaml
 from official.core import config_definitions
 from official.modeling import hyperparams
 
+from survey.anchors import AnchorSpec
 from survey.errors import InputError
-from tpu_train import registry, schedules
-from tpu_train.models import backbones
-from tpu_train.options import Options
-from tpu_train.plan import Plan
+from survey.heads import YoloHeads
+from tpu_train import augment, registry, schedules
+from tpu_train.models import backbones, yolo_networks
+from tpu_train.options import YOLO, Options
+from tpu_train.plan import Plan, head, version
 
 
 def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:
@@ -31,22 +33,12 @@ def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentCon
 
 
 def _from_dataset(options: Options, plan: Plan) -> dict[str, Any]:
-    anchors = plan.anchors
-    backbone = backbones.overrides(options.backbone, min_level=anchors.min_level, max_level=anchors.max_level)
-    model = {
-        **backbone.pop("model"),
-        "num_classes": plan.num_classes + 1,  # Model Garden's RetinaNet counts the background
-        "input_size": [plan.patch_size, plan.patch_size, 3],
-        "anchor": {
-            "num_scales": anchors.num_scales,
-            "aspect_ratios": list(anchors.aspect_ratios),
-            "anchor_size": anchors.anchor_size,
-        },
-        "detection_generator": {"max_num_detections": plan.max_detections},
-    }
+    network = _yolo(options, plan) if isinstance(plan.anchors, YoloHeads) else _retinanet(options, plan, plan.anchors)
+    judging = options.train_split if options.validation else options.val_split
+    model = {**network.pop("model"), "input_size": [plan.patch_size, plan.patch_size, 3]}
     return {
         "task": {
-            **backbone,
+            **network,
             "dataset": options.dataset,
             "train_size": plan.image_size,
             "max_boxes": plan.max_boxes,
@@ -54,9 +46,10 @@ def _from_dataset(options: Options, plan: Plan) -> dict[str, Any]:
             "seed": options.seed,
             "backbone_rate": options.backbone_rate,
             "freeze_steps": options.freeze_steps,
+            "prefetch": not options.disable_prefetch,
             "model": model,
             "train_data": {"split": options.train_split, "global_batch_size": options.batch_size},
-            "validation_data": {"split": options.val_split, "global_batch_size": options.batch_size},
+            "validation_data": {"split": judging, "global_batch_size": options.batch_size},
         },
         "trainer": {
             "train_steps": options.steps,
@@ -65,6 +58,36 @@ def _from_dataset(options: Options, plan: Plan) -> dict[str, Any]:
             "optimizer_config": schedules.overrides("cosine", peak=schedules.PEAK, steps=options.steps),
         },
     }
+
+
+def _retinanet(options: Options, plan: Plan, anchors: AnchorSpec) -> dict[str, Any]:
+    """Overrides of the task that only a RetinaNet has."""
+    task = backbones.overrides(options.backbone, min_level=anchors.min_level, max_level=anchors.max_level)
+    task["model"] |= {
+        "num_classes": plan.num_classes + 1,  # Model Garden's RetinaNet counts the background
+        "anchor": {
+            "num_scales": anchors.num_scales,
+            "aspect_ratios": list(anchors.aspect_ratios),
+            "anchor_size": anchors.anchor_size,
+        },
+        "detection_generator": {"max_num_detections": plan.max_detections},
+    }
+    return task
+
+
+def _yolo(options: Options, plan: Plan) -> dict[str, Any]:
+    """Overrides of the task that only a YOLO has."""
+    assert isinstance(plan.anchors, YoloHeads)
+    task = yolo_networks.overrides(
+        options.backbone,
+        head(options),
+        version(options),
+        anchors_px=[anchor for level in plan.anchors.anchors_px for anchor in level],
+        num_classes=plan.num_classes,  # and its YOLO does not
+    )
+    task["model"]["detection_generator"] |= {"max_boxes": plan.max_detections}
+    matching = yolo_networks.VERSIONS[version(options)]
+    return {**task, "match_threshold": matching.match_threshold, "best_match_only": matching.best_match_only}
 
 
 def _override(config: config_definitions.ExperimentConfig, flag: str, values: Any) -> None:
@@ -97,6 +120,16 @@ def _rates(config: config_definitions.ExperimentConfig, options: Options) -> dic
 def _check(config: config_definitions.ExperimentConfig, options: Options) -> None:
     """Refuses what the backbone cannot do, overrides included."""
     task = config.task
+    augment.check(task.augmentation)
+    sizes = {
+        f"task.train_size={task.train_size}": task.train_size,
+        f"task.model.input_size={task.model.input_size[0]}": task.model.input_size[0],
+    }
+    frozen = task.freeze_level if task.init != "scratch" else 0
+    if options.model == YOLO:
+        yolo_networks.check(options.backbone, head(options), version(options), image_sizes=sizes, freeze_level=frozen)
+        yolo_networks.check_init(options.backbone, task.init)
+        return
     if task.model.backbone.type != backbones.BACKBONES[options.backbone].config["type"]:
         raise InputError(
             f"task.model.backbone.type={task.model.backbone.type}, but --backbone={options.backbone}: choose it by the flag, "
@@ -106,16 +139,7 @@ def _check(config: config_definitions.ExperimentConfig, options: Options) -> Non
         options.backbone,
         min_level=task.model.min_level,
         max_level=task.model.max_level,
-        image_sizes={
-            f"task.train_size={task.train_size}": task.train_size,
-            f"task.model.input_size={task.model.input_size[0]}": task.model.input_size[0],
-        },
-        freeze_level=task.freeze_level if task.init != "scratch" else 0,
+        image_sizes=sizes,
+        freeze_level=frozen,
     )
     backbones.check_init(options.backbone, task.init)
-    varied = task.augmentation
-    if not 0 < varied.scale_min <= varied.scale_max:
-        raise InputError(
-            f"task.augmentation.scale_min={varied.scale_min} and scale_max={varied.scale_max}: the zoom goes from the first, "
-            "which must be above 0, to the second, which is at least as large; 1 and 1 keep the resolution"
-        )

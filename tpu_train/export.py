@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         os.path.join(partial, model.SAVED_MODEL),
         options.model_dir,
         best,
-        made["dataset"],
+        made,
         score_threshold=_threshold(options, best),
         score_floor=options.score_floor,
         nms_iou=options.nms_iou,

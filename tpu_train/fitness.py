@@ -85,7 +85,7 @@ def training(folder: str, data: Dataset) -> Check:
         return Check("training", ERROR, "`rookery train` refuses this dataset", why, "see the message", (str(error),), (9,))
     spec = settled.anchors
     found = (
-        f"crops of {settled.image_size} px, levels {spec.min_level} to {spec.max_level}, "
+        f"crops of {settled.image_size} px, levels {spec.levels[0]} to {spec.levels[-1]}, "
         f"room for {plural(settled.max_boxes, 'object')}"
     )
     padded = _round_up(data.patch_size, 2**7)
@@ -106,6 +106,7 @@ def fit_anchors(folder: str, data: Dataset, seen: Inspection) -> Anchors:
     """Compares the boxes with the anchors that training would use."""
     try:
         spec = plan.make(Options(dataset=folder, model_dir=""), data).anchors
+        assert isinstance(spec, AnchorSpec)  # a RetinaNet's, which is the default
     except InputError:
         spec = anchor_fit.fit(data.statistics.box_sides_px)
     good = np.isfinite(seen.boxes).all(axis=1) & (box_ops.area(seen.boxes) > 0)

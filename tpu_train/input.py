@@ -88,6 +88,7 @@ def read(
     seed: int = 0,
     start_step: int = 0,
     context: tf.distribute.InputContext | None = None,
+    prefetch: bool = True,
 ) -> tf.data.Dataset:
     """Batches of the records of some files.
 
@@ -109,6 +110,7 @@ def read(
       seed: of the shuffle and of the views.
       start_step: steps already trained: their records are skipped, undecoded.
       context: the strategy's, for several replicas on one or several hosts.
+      prefetch: reads ahead; otherwise each batch is decoded when it is asked for, record by record.
 
     Returns:
       Batches of `decode`'s values with a static first dimension, the batch size of one replica.
@@ -131,19 +133,19 @@ def read(
     # A host feeds all of its replicas from one dataset, batch after batch: a step takes this many records of it.
     step_records = batch_size // hosts
     counts = [sum(shard.records for shard in filled[i::hosts]) for i in range(hosts)]
-    paths = [shard.path for shard in filled[host::hosts]]
+    mine = filled[host::hosts]
     if training:
         first_epoch, skip = divmod(start_step * step_records, counts[host])
         window = max(1, min(SHUFFLE_RECORDS, SHUFFLE_PIXELS // patch_size**2))
-        records = _shuffled(paths, seed, first_epoch, window).skip(skip)
+        records = _shuffled(mine, seed, first_epoch, window).skip(skip)
     else:
-        records = tf.data.TFRecordDataset(paths)
+        records = tf.data.Dataset.from_tensor_slices(_columns(mine)).flat_map(_records)
 
     def decoded_record(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         return decode(serialized, patch_size, max_boxes, crop, crops.seeds(seed, host, number) if crop else None)
 
     numbered = records.enumerate(start_step * step_records)
-    decoded = numbered.map(decoded_record, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    decoded = numbered.map(decoded_record, num_parallel_calls=tf.data.AUTOTUNE if prefetch else None, deterministic=True)
     if not training:
         # Blank images fill the last step of all replicas: a partial batch would be another shape, and where one replica has no
         # batch, the batches of the others would be lost.
@@ -151,10 +153,21 @@ def read(
         blank["patch_id"] = tf.constant(-1, tf.int64)
         steps = max(-(-count // step_records) for count in counts)
         decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(steps * step_records)
-    return decoded.batch(batch_size // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    batches = decoded.batch(batch_size // replicas, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE) if prefetch else batches
 
 
-def _shuffled(paths: list[str], seed: int, first_epoch: int, size: int) -> tf.data.Dataset:
+def _columns(shards: Sequence[Shard]) -> tuple[list[str], list[int], list[int]]:
+    """Files as tensors want them, see `_records`."""
+    return [shard.path for shard in shards], [shard.first for shard in shards], [shard.records for shard in shards]
+
+
+def _records(path: tf.Tensor, first: tf.Tensor, number: tf.Tensor) -> tf.data.Dataset:
+    """So many records of a file, from the `first` on."""
+    return tf.data.TFRecordDataset(path).skip(tf.cast(first, tf.int64)).take(tf.cast(number, tf.int64))
+
+
+def _shuffled(files: Sequence[Shard], seed: int, first_epoch: int, size: int) -> tf.data.Dataset:
     """The records of all epochs from one on: shards in random order, several read in turn, records shuffled in windows of a size.
 
     Windows and not `Dataset.shuffle`, whose seed cannot follow the epoch when operations must be deterministic.
@@ -162,11 +175,12 @@ def _shuffled(paths: list[str], seed: int, first_epoch: int, size: int) -> tf.da
 
     def windows(epoch: tf.Tensor) -> tf.data.Dataset:
         seeds = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0]), epoch)
-        shards = tf.data.Dataset.from_tensor_slices(tf.gather(tf.constant(paths), _order(len(paths), seeds)))
+        order = _order(len(files), seeds)
+        shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in _columns(files)))
         # Read side by side, which hides the latency of Cloud Storage; the order is that of reading them in turn all the same.
         records = shards.interleave(
-            tf.data.TFRecordDataset,
-            cycle_length=min(SHARDS_IN_TURN, len(paths)),
+            _records,
+            cycle_length=min(SHARDS_IN_TURN, len(files)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 import yaml
@@ -25,7 +26,7 @@ from tpu_train import checkpoints, reports
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard, Incident
 from tpu_train.history import History
-from tpu_train.options import Options
+from tpu_train.options import GRAPH, TAPE, Options
 from tpu_train.plan import Plan
 from tpu_train.run_folder import BEST, BEST_RECORD, CONFIG
 
@@ -70,7 +71,7 @@ def train(
         return
     _refuse_a_second(history, options)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    eager = options.mode == "eager"
+    eager = options.mode not in GRAPH
     device = strategies.pick(one=eager)
     strategies.check_batch("--batch_size", config.task.train_data.global_batch_size, device.replicas)
     validation_batch = config.task.validation_data.global_batch_size
@@ -112,9 +113,8 @@ def train(
 
 def anchor_sides(plan: Plan) -> str:
     """Smallest and largest anchor side in pixels, for people."""
-    spec = plan.anchors
-    largest = spec.anchor_size * 2 ** (spec.max_level + (spec.num_scales - 1) / spec.num_scales)
-    return f"{spec.anchor_size * 2**spec.min_level:.0f} to {largest:.0f}"
+    sides = np.sqrt(np.concatenate([plan.anchors.sides_px(level).prod(axis=1) for level in plan.anchors.levels]))
+    return f"{sides.min():.0f} to {sides.max():.0f}"
 
 
 @contextmanager
@@ -128,6 +128,24 @@ def line_by_line() -> Iterator[None]:
             yield
         finally:
             tf.config.run_functions_eagerly(False)
+
+
+class PlainTrainer(base_trainer.Trainer):
+    """Model Garden's trainer with the plainest of loops: a batch, a tape, the next batch. For one device, to step through."""
+
+    _train_iter: Iterator[Any] | None
+
+    def train(self, num_steps: tf.Tensor) -> dict[str, Any]:
+        """Trains so many steps; returns the logs of Model Garden's trainer."""
+        self.train_loop_begin()
+        if self._train_iter is None:
+            self._train_iter = iter(self.train_dataset)
+        for _ in range(int(num_steps)):
+            logs = self.task.train_step(next(self._train_iter), self.model, self.optimizer, self.train_metrics)
+            self.train_loss.update_state(logs[self.task.loss])
+            self.global_step.assign_add(1)
+        outputs: dict[str, Any] = self.train_loop_end()
+        return outputs
 
 
 class Run:
@@ -157,7 +175,7 @@ class Run:
         self._steps_per_loop, self._after_validation = steps_per_loop, after_validation
         batch_size = config.task.train_data.global_batch_size
         self.reports = reports.Reports(options.model_dir, options.steps, batch_size)
-        if options.mode == "eager":
+        if options.mode not in GRAPH:
             config.trainer.override({"train_tf_function": False, "train_tf_while_loop": False, "eval_tf_function": False})
         self.task = task_factory.get_task(config.task)
         if prepare is not None:
@@ -165,7 +183,7 @@ class Run:
         self._guard = self.task.guard = Guard(batch_size // device.replicas)
         self._found = checkpoints.latest(options.model_dir)
         self.task.start_step = checkpoints.step_of(self._found)
-        self._trainer = base_trainer.Trainer(
+        self._trainer = (PlainTrainer if options.mode in TAPE else base_trainer.Trainer)(
             config,
             self.task,
             model=self.task.build_model(),
@@ -238,7 +256,7 @@ class Run:
             self.reports.restart()
             for metric in [*self._trainer.train_metrics, self._trainer.train_loss]:
                 metric.reset_state()  # they hold the steps of a loop that a damaged record broke off
-        elif self._options.mode == "graph":
+        elif self._options.mode in GRAPH:
             data = self._config.task.train_data  # from its beginning: to skip what was trained takes time and tells nothing
             self.reports.input_alone = reports.input_rate(self._inputs(data, 0), data.global_batch_size)
         return step

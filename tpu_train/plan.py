@@ -2,17 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from survey import anchors, dataset
+from survey import anchors, box_shapes, dataset, labels
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
-from tpu_train.models import backbones
-from tpu_train.options import Options
+from survey.heads import YoloHeads
+from tpu_train import box_sizes
+from tpu_train.models import backbones, yolo_networks
+from tpu_train.options import YOLO, Options
 
 # What Model Garden's RetinaNet has where nothing is known of the objects (official/vision/configs/retinanet.py).
 GARDEN_ANCHORS = AnchorSpec(min_level=3, max_level=7, num_scales=3, aspect_ratios=(0.5, 1.0, 2.0), anchor_size=4.0)
+# Of its YOLOv4 for 512 px (official/projects/yolo/configs/yolo.py), for COCO: (width, height) in pixels.
+GARDEN_YOLO_ANCHORS = ((12, 16), (19, 36), (40, 28), (36, 75), (76, 55), (72, 146), (142, 110), (192, 243), (459, 401))
 COMMON_OBJECTS = 100
+ANCHORS_PER_SCALE = 3  # of a YOLO, as in all of its papers and in the seal study
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,7 @@ class Plan:
       image_size: side of the training crops in pixels.
       patch_size: side of whole patches, which validation and inference see.
       num_classes: without background.
-      anchors: the pyramid.
+      anchors: of each level of the pyramid; those of a YOLO also say how its heads are decoded.
       max_boxes: rows of the padded boxes.
       max_detections: per patch, in validation and in the exported decoded signature.
       validate_every: steps.
@@ -32,10 +38,32 @@ class Plan:
     image_size: int
     patch_size: int
     num_classes: int
-    anchors: AnchorSpec
+    anchors: AnchorSpec | YoloHeads
     max_boxes: int
     max_detections: int
     validate_every: int
+
+
+def sized(options: Options, data: dataset.Dataset) -> Options:
+    """The options with --epochs as steps, and with --classes compared to the dataset.
+
+    Raises:
+      InputError: --classes has other names, or in another order.
+    """
+    if options.classes:
+        given = labels.read(options.classes)
+        if given != data.classes:
+            raise InputError(
+                f"--classes={options.classes} says {', '.join(given) or 'nothing'}, the dataset has {', '.join(data.classes)}: "
+                "both must be the same, in the same order; drop the flag to take the dataset's"
+            )
+    if options.epochs is None:
+        return options
+    records = data.records(options.train_split) if data.splits.get(options.train_split) else 0
+    records = min(options.sample_train or records, records)
+    if options.validation is not None:
+        records = max(1, round(records * (1 - options.validation)))
+    return dataclasses.replace(options, epochs=None, steps=max(1, math.ceil(options.epochs * records / options.batch_size)))
 
 
 def make(options: Options, data: dataset.Dataset) -> Plan:
@@ -44,7 +72,7 @@ def make(options: Options, data: dataset.Dataset) -> Plan:
     Raises:
       InputError: a split is missing or empty, or a given number cannot be right for this dataset.
     """
-    for name in ("train_split", "val_split"):
+    for name in ("train_split",) if options.validation else ("train_split", "val_split"):
         split = getattr(options, name)
         if not data.splits.get(split) or not data.records(split):
             raise InputError(
@@ -63,16 +91,20 @@ def make(options: Options, data: dataset.Dataset) -> Plan:
         raise InputError(
             f"--max_boxes={options.max_boxes} would cut objects off: a patch holds {largest}; drop the flag to take that"
         )
-    spec = _with_flags(anchors.fit(data.statistics.box_sides_px), options)
     image_size = options.image_size or data.patch_size
     if image_size > data.patch_size:
         raise InputError(
             f"--image_size={image_size} is larger than the dataset's patches of {data.patch_size} px: "
             f"shard again with --patch_size {image_size}, or drop the flag"
         )
-    _check_sizes(
-        options, spec, {f"--image_size={image_size}": image_size, f"the dataset's patch_size={data.patch_size}": data.patch_size}
-    )
+    sizes = {f"--image_size={image_size}": image_size, f"the dataset's patch_size={data.patch_size}": data.patch_size}
+    spec: AnchorSpec | YoloHeads
+    if options.model == YOLO:
+        _check_yolo(options, sizes)  # before the boxes are read, which may take a while
+        spec = _yolo_heads(options, _yolo_anchors(options))
+    else:
+        spec = _with_flags(anchors.fit(data.statistics.box_sides_px), options)
+        _check_sizes(options, spec, sizes)
     return Plan(
         image_size=image_size,
         patch_size=data.patch_size,
@@ -103,8 +135,15 @@ def without_dataset(options: Options, patch_size: int | None = None) -> Plan:
     patch_size = patch_size or image_size
     if patch_size < image_size:
         raise InputError(f"--patch_size={patch_size}: must be at least --image_size={image_size}: crops are cut out of patches")
-    spec = _with_flags(GARDEN_ANCHORS, options)
-    _check_sizes(options, spec, {f"--image_size={image_size}": image_size, f"--patch_size={patch_size}": patch_size})
+    sizes = {f"--image_size={image_size}": image_size, f"--patch_size={patch_size}": patch_size}
+    spec: AnchorSpec | YoloHeads
+    if options.model == YOLO:
+        _check_yolo(options, sizes)
+        wanted = _yolo_count(options)
+        spec = _yolo_heads(options, [GARDEN_YOLO_ANCHORS[i * len(GARDEN_YOLO_ANCHORS) // wanted] for i in range(wanted)])
+    else:
+        spec = _with_flags(GARDEN_ANCHORS, options)
+        _check_sizes(options, spec, sizes)
     return Plan(
         image_size=image_size,
         patch_size=patch_size,
@@ -124,6 +163,44 @@ def _with_flags(spec: AnchorSpec, options: Options) -> AnchorSpec:
 def _check_sizes(options: Options, spec: AnchorSpec, image_sizes: dict[str, int]) -> None:
     backbones.check(options.backbone, min_level=spec.min_level, max_level=spec.max_level, image_sizes=image_sizes)
     backbones.check_init(options.backbone, options.init)
+
+
+def version(options: Options) -> str:
+    """The version of YOLO that a run trains."""
+    return options.yolo or yolo_networks.BACKBONES[options.backbone].default_version
+
+
+def head(options: Options) -> str:
+    """The head of a YOLO."""
+    return options.head or "yolo3"
+
+
+def _check_yolo(options: Options, image_sizes: dict[str, int]) -> None:
+    yolo_networks.check(options.backbone, head(options), version(options), image_sizes=image_sizes)
+    yolo_networks.check_init(options.backbone, options.init)
+
+
+def _yolo_count(options: Options) -> int:
+    """Anchors of all scales together."""
+    return ANCHORS_PER_SCALE * yolo_networks.HEADS[head(options)]
+
+
+def _yolo_anchors(options: Options) -> Sequence[tuple[float, float]]:
+    """Those of --anchors, else those that `rookery anchors` would find with its defaults."""
+    wanted = _yolo_count(options)
+    if not options.anchors:
+        return box_shapes.fit(box_sizes.of_dataset(options.dataset, options.train_split), wanted, seed=0).anchors_px
+    given = box_shapes.read_anchors(options.anchors)
+    if len(given) != wanted:
+        raise InputError(
+            f"--anchors={options.anchors} holds {len(given)} anchors: --head {head(options)} takes {wanted}; write them with "
+            f"`rookery anchors --k {wanted}`"
+        )
+    return given
+
+
+def _yolo_heads(options: Options, anchors_px: Sequence[tuple[float, float]]) -> YoloHeads:
+    return yolo_networks.heads(options.backbone, head(options), version(options), anchors_px)
 
 
 def _with_margin(objects: int) -> int:

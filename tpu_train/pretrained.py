@@ -8,8 +8,9 @@ layer in its network, which is another layer where there are other levels.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
@@ -18,12 +19,13 @@ from official.core import train_utils
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from survey.errors import InputError
-from tpu_train.models import backbones
+from tpu_train.models import backbones, darknet, yolo_networks
 from tpu_train.models.lite0_weights import WHEEL, lite0_weights_path, load_lite0
 from tpu_train.run_folder import BEST
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # tensorflow/python/checkpoint/checkpoint.py
 _SHOWN = 3  # differences in a message
+_AUTOMATIC = re.compile(r"(conv2d|batch_normalization)(_\d+)?/")  # Keras numbers such layers as they are made
 _TOWER = re.compile(r"-conv_\d")  # a convolution of the heads: classnet-conv_0, boxnet-conv_0, with a level if not shared
 
 
@@ -62,7 +64,8 @@ def initialize(model: tf_keras.Model, init: str) -> Filled:
     if init == "scratch":
         return Filled("scratch", {})
     if init == "imagenet":
-        backbones.check_init(backbones.named(len(model.backbone.weights)) or "this one", init)
+        known = _known(model)
+        known.check_init(known.named(len(model.backbone.weights)) or "this one", init)
         return Filled(f"ImageNet ({WHEEL})", {"backbone": (load_lite0(model.backbone, lite0_weights_path()),) * 2})
     return load_checkpoint(model, init)
 
@@ -85,9 +88,9 @@ def load_checkpoint(model: tf_keras.Model, path: str) -> Filled:
     if held.part("backbone") is None:
         raise InputError(
             f"--init={path} holds {', '.join(held.top)}: a backbone is needed, as Model Garden's trainer saves it; "
-            "give a checkpoint of its image classification or RetinaNet experiments"
+            "give a checkpoint of its image classification, RetinaNet or YOLO experiments"
         )
-    values = _backbone(items["backbone"], held, path)
+    values = _backbone(items["backbone"], held, path, _known(model).named)
     parts, notes = {"backbone": (len(values), len(items["backbone"].weights))}, []
     for name in ("decoder", "head"):
         if name in items:
@@ -207,8 +210,21 @@ def _short(name: str) -> str:
     return "/".join(name.split(":")[0].split("/")[-2:])
 
 
-def _backbone(part: tf_keras.Model, held: _Held, path: str) -> list[tuple[tf.Variable, _Saved]]:
+def _known(model: tf_keras.Model) -> ModuleType:
+    """The facts about networks such as the model's."""
+    return yolo_networks if isinstance(model, darknet.Yolo) else backbones
+
+
+def _backbone(
+    part: tf_keras.Model, held: _Held, path: str, named: Callable[[int], str | None]
+) -> list[tuple[tf.Variable, _Saved]]:
     """All variables of the backbone, each with what it takes.
+
+    Args:
+      part: the backbone.
+      held: the checkpoint.
+      path: as it was given.
+      named: tells backbones by how many variables they have.
 
     Raises:
       InputError: one of them, or of the checkpoint's, finds no counterpart of its shape.
@@ -220,7 +236,7 @@ def _backbone(part: tf_keras.Model, held: _Held, path: str) -> list[tuple[tf.Var
     wrong = [_difference(variable, saved) for variable, saved in pairs if saved is None or saved.shape != tuple(variable.shape)]
     if not wrong and len(there) == len(pairs):
         return [(variable, saved) for variable, saved in pairs if saved]
-    theirs, ours = backbones.named(len(there)), backbones.named(len(pairs))
+    theirs, ours = named(len(there)), named(len(pairs))
     shown = "; ".join(wrong[:_SHOWN]) + (f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
     if theirs and theirs != ours:
         remedy = f"it looks like {theirs}: give --backbone {theirs}"
@@ -239,7 +255,8 @@ def _same(part: Any, held: _Held, name: str) -> tuple[list[tuple[tf.Variable, _S
         return [], f"it has no {name}"
     there = held.below(node)
     by_name = {saved.name: saved for saved in there}
-    if len(by_name) == len(there) and any(_short(variable.name) in by_name for variable in part.weights):
+    automatic = any(_AUTOMATIC.match(_short(variable.name)) for variable in part.weights)
+    if not automatic and len(by_name) == len(there) and any(_short(variable.name) in by_name for variable in part.weights):
         pairs = [(variable, by_name.get(_short(variable.name))) for variable in part.weights]
     else:
         # Layers that were never named, as in older releases of Model Garden: their places mean the same only if all of them do.

@@ -12,7 +12,7 @@ import tensorflow as tf
 from survey.progress import Progress
 
 SUMMARIES = "summaries"  # in the model folder
-LOSSES = ("cls_loss", "box_loss", "total_loss")  # on the progress line, where the task has them
+LOSSES = ("cls_loss", "box_loss", "object_loss", "total_loss")  # on the progress line, where the task has them
 SHOWN = ("ap50", "ap", "f1", "score_threshold", "count", "true_count")
 # The input is measured for so long, or so many batches, whichever is over first.
 INPUT_SECONDS = 2.0

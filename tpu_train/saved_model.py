@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +12,8 @@ from official.core import task_factory
 
 from survey import calibration, dataset, files, model, provenance
 from survey.errors import InputError
-from survey.heads import RetinaNetHeads
 from tpu_train import registry
-from tpu_train.experiments import retinanet
+from tpu_train.experiments.detector import DetectorTask
 from tpu_train.run_folder import BEST, CONFIG
 
 
@@ -24,7 +24,7 @@ class Exported(tf.Module):
     have nothing but the SavedModel, and as a second opinion in our tests.
     """
 
-    def __init__(self, task: retinanet.RetinaNetTask, network: tf_keras.Model) -> None:
+    def __init__(self, task: DetectorTask, network: tf_keras.Model) -> None:
         super().__init__()
         self._task = task
         self.network = network
@@ -33,39 +33,21 @@ class Exported(tf.Module):
         self.raw = tf.function(self._raw, input_signature=[spec])
         self.decoded = tf.function(self._decoded, input_signature=[spec])
 
-    def _outputs(self, images: tf.Tensor) -> dict[str, Any]:
-        frame = tf.fill([tf.shape(images)[0], 2], float(self._size))
-        return self.network(self._task.normalize(tf.cast(images, tf.float32)), image_shape=frame, training=False)
+    def _outputs(self, images: tf.Tensor) -> Any:
+        return self._task.outputs(self.network, tf.cast(images, tf.float32), self._size)
 
     def _raw(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = self._outputs(images)
-        columns = self._task.task_config.model.num_classes
-        return {
-            "raw_boxes": _flat(outputs["box_outputs"], 4),
-            "raw_scores": _flat(outputs["cls_outputs"], columns)[..., 1:],  # column 0 is the background, which is never trained
-        }
+        return self._task.raw(self._outputs(images))
 
     def _decoded(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = self._outputs(images)
-        return {
-            "detection_boxes": outputs["detection_boxes"],
-            "detection_scores": outputs["detection_scores"],
-            "detection_classes": outputs["detection_classes"],
-            "num_detections": outputs["num_detections"],
-        }
-
-
-def _flat(levels: dict[str, tf.Tensor], depth: int) -> tf.Tensor:
-    """Heads [B, h, w, A * depth] of each level as one float32 [B, N, depth], in the order of `AnchorSpec.boxes`."""
-    parts = [tf.reshape(levels[level], [tf.shape(levels[level])[0], -1, depth]) for level in sorted(levels, key=int)]
-    return tf.cast(tf.concat(parts, axis=1), tf.float32)
+        return self._task.detections(self.network, self._outputs(images), self._size)
 
 
 def write(
     folder: str,
     model_dir: str,
     best: dict[str, float],
-    trained_on: str,
+    record: Mapping[str, Any],
     *,
     score_threshold: float,
     score_floor: float,
@@ -77,7 +59,7 @@ def write(
       folder: for the SavedModel.
       model_dir: of the run.
       best: the best validation's metrics.
-      trained_on: digest of the dataset that the run learned from.
+      record: of the run: its "model", and the digest of the "dataset" that it learned from.
       score_threshold: a detection counts from this score on.
       score_floor: detections below are never kept.
       nms_iou: boxes of one class that overlap more are one object.
@@ -88,15 +70,15 @@ def write(
     Raises:
       InputError: the run has no checkpoint, or its dataset has changed since.
     """
-    config = registry.experiment("retinanet")
+    config = registry.experiment(record["model"])
     config.override(yaml.safe_load(files.read(os.path.join(model_dir, CONFIG))))
     checkpoint = tf.train.latest_checkpoint(os.path.join(model_dir, BEST))
     if checkpoint is None:
         raise InputError(f"--model_dir={model_dir} has no checkpoint in best/: run `rookery train` to its end")
     data = dataset.read(config.task.dataset)
-    if dataset.digest(config.task.dataset) != trained_on:
+    if dataset.digest(config.task.dataset) != record["dataset"]:
         raise InputError(f"{config.task.dataset} is not the dataset that {model_dir} was trained on: train again")
-    config.task.model.detection_generator.override({"pre_nms_score_threshold": score_floor, "nms_iou_threshold": nms_iou})
+    config.task.suppress(score_floor=score_floor, nms_iou=nms_iou)
     task = task_factory.get_task(config.task)
     network = task.build_model()
     exported = Exported(task, network)
@@ -107,10 +89,7 @@ def write(
     return model.ModelSpec(
         image_size=config.task.model.input_size[0],
         classes=data.classes,
-        heads=RetinaNetHeads(
-            anchors=retinanet.anchor_spec(config.task.model),
-            box_scales=tuple(config.task.model.detection_generator.box_coder_weights or (1.0, 1.0, 1.0, 1.0)),
-        ),
+        heads=task.heads,
         score_threshold=score_threshold,
         score_floor=score_floor,
         nms_iou=nms_iou,
@@ -119,7 +98,7 @@ def write(
         bands=tuple(sorted({mosaic.bands for mosaic in data.mosaics})),
         calibration=calibration.read(os.path.join(model_dir, BEST)),
         validation=best,
-        dataset_digest=trained_on,
+        dataset_digest=record["dataset"],
         versions=provenance.versions("tensorflow", "tf-models-official", "numpy"),
     )
 

@@ -4,6 +4,7 @@ Also how such a file is laid out: each record is its length (8 bytes), the check
 checksum (4), see tensorflow/core/lib/io/record_writer.h.
 """
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -29,11 +30,13 @@ class Shard:
 
     Attributes:
       path: local or gs://.
-      records: in it.
+      records: to read, all that it has or some in a row.
+      first: number of the first of them.
     """
 
     path: str
     records: int
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,46 @@ def resolve(folder: str, split: str, pattern: str | None = None, *, held_out: st
     if not sum(counts.values()):
         raise InputError(f"--{FLAG}={pattern!r}: the {len(paths)} files that match hold no record; check the pattern")
     return tuple(Shard(path, counts[path]) for path in paths)
+
+
+def held_out(shards: Sequence[Shard], share: float) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
+    """Splits files by their records: what comes first is for learning, a share at the end of each is held out.
+
+    `rookery shard` writes the patches of a split in random order, so this is a random share of the patches.
+
+    Raises:
+      InputError: nothing is left on one side.
+    """
+    total = sum(shard.records for shard in shards)
+    kept = _shared_out(shards, round(total * (1 - share)))
+    sides = (
+        tuple(Shard(shard.path, number, shard.first) for shard, number in zip(shards, kept, strict=True)),
+        tuple(
+            Shard(shard.path, shard.records - number, shard.first + number) for shard, number in zip(shards, kept, strict=True)
+        ),
+    )
+    if not all(any(shard.records for shard in side) for side in sides):
+        raise InputError(f"--validation={share}: the training split has {total} patches, which leaves one side without any")
+    return sides
+
+
+def sampled(shards: Sequence[Shard], number: int) -> tuple[Shard, ...]:
+    """So many records, of each file as large a share.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    total = sum(shard.records for shard in shards)
+    if number > total:
+        raise InputError(f"--sample_train={number}: there are {total} patches to learn from; drop the flag to take them all")
+    return tuple(Shard(shard.path, share, shard.first) for shard, share in zip(shards, _shared_out(shards, number), strict=True))
+
+
+def _shared_out(shards: Sequence[Shard], number: int) -> list[int]:
+    """A number of records as a sum over files, each in proportion to its own."""
+    ends = [0, *itertools.accumulate(shard.records for shard in shards)]
+    bounds = [round(end * number / max(1, ends[-1])) for end in ends]
+    return [high - low for low, high in itertools.pairwise(bounds)]
 
 
 def count_records(path: str) -> int:

@@ -26,10 +26,12 @@ class Sources:
 
     def __init__(self, options: Options, plan: Plan) -> None:
         self._options, self._patch_size = options, plan.patch_size
-        pattern, held_out = options.training_file_pattern, options.val_split
-        training = shards.resolve(options.dataset, options.train_split, pattern, held_out=held_out, max_boxes=plan.max_boxes)
+        pattern, most = options.training_file_pattern, plan.max_boxes
+        held_out = "" if options.validation else options.val_split
+        training = shards.resolve(options.dataset, options.train_split, pattern, held_out=held_out, max_boxes=most)
+        validation = () if options.validation else shards.resolve(options.dataset, options.val_split, max_boxes=most)
         self._training = len(training)
-        self._originals = (*training, *shards.resolve(options.dataset, options.val_split, max_boxes=plan.max_boxes))
+        self._originals = (*training, *validation)
         self.shards = self._divided(damage.known(self._originals, options.model_dir, options.max_bad_records))
 
     @property
@@ -67,4 +69,11 @@ class Sources:
         )
 
     def _divided(self, files: Sequence[Shard]) -> dict[str, tuple[Shard, ...]]:
-        return {TRAINING: tuple(files[: self._training]), VALIDATION: tuple(files[self._training :])}
+        """What is learned from, and what judges it, as --validation and --sample_train ask for."""
+        options = self._options
+        training, validation = tuple(files[: self._training]), tuple(files[self._training :])
+        if options.validation:
+            training, validation = shards.held_out(training, options.validation)
+        if options.sample_train:
+            training = shards.sampled(training, options.sample_train)
+        return {TRAINING: training, VALIDATION: validation}

@@ -1,12 +1,15 @@
-"""What a run computes on: a Cloud TPU, GPUs, or the CPU. `environment` says what must be set before TensorFlow is imported."""
+"""What a run computes on: a Cloud TPU, GPUs, or the CPU.
+
+`survey.tpu_environment` says what must be set before TensorFlow is imported.
+"""
 
 import os
 from dataclasses import dataclass
 
 import tensorflow as tf
 
+from survey import tpu_environment
 from survey.errors import InputError
-from tpu_train import environment
 
 # Between two looks of the host. An accelerator's step takes some hundredths of a second, a look about as long: a hundred steps
 # make it cheap. A CPU's step takes up to seconds, and people want to see a line now and then.
@@ -48,7 +51,7 @@ def pick(*, one: bool = False) -> Device:
     Args:
       one: only devices of this machine that can run a step line by line, and one replica: for debugging.
     """
-    named = environment.is_named(os.environ)
+    named = tpu_environment.is_named(os.environ)
     if not one and (named or tf.config.list_physical_devices("TPU")):
         return _tpu(os.environ["TPU_NAME"] if named else "local")
     gpus = [] if tf.config.list_physical_devices("TPU") else tf.config.list_physical_devices("GPU")

@@ -4,24 +4,37 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from survey import dataset, files, flags
+from survey import dataset, files, flags, tpu_environment
 from survey.errors import InputError
-from tpu_train import environment, hparams, plan, sources
+from survey.heads import YoloHeads
+from tpu_train import hparams, plan, sources
 from tpu_train.options import Options
 from tpu_train.run_folder import RECORD
 
 # These say how a run is carried out, not which run it is: it may go on with others.
-NOT_THE_RUN = ("dataset", "model_dir", "checkpoint_minutes", "steps_per_loop", "max_bad_records", "mode", "stop_after")
+NOT_THE_RUN = (
+    "dataset",
+    "model_dir",
+    "checkpoint_minutes",
+    "steps_per_loop",
+    "max_bad_records",
+    "mode",
+    "stop_after",
+    "disable_prefetch",
+    "mem_eval",
+)
 
 
 def run(argv: Sequence[str]) -> int:
     """Trains; returns 0."""
     options, _ = flags.parse(Options, hparams.expanded(argv, flags.names(Options)), prog="rookery train")
-    settled = plan.make(options, dataset.read(options.dataset))
+    data = dataset.read(options.dataset)
+    options = plan.sized(options, data)
+    settled = plan.make(options, data)
     files_read = sources.Sources(options, settled)
-    record = _record(options, files_read)
+    record = _record(options, settled, files_read)
     _refuse_another_run(options.model_dir, record)
-    environment.prepare(os.environ)
+    tpu_environment.prepare(os.environ)
     # TensorFlow takes seconds to import: only now, when the command line is known to be right.
     from tpu_train import configure, loop, run_pictures
 
@@ -40,11 +53,13 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _record(options: Options, files_read: sources.Sources) -> dict[str, Any]:
+def _record(options: Options, settled: plan.Plan, files_read: sources.Sources) -> dict[str, Any]:
     """What makes a run this run: its dataset, by content, and its flags."""
     flags_given = {name: getattr(options, name) for name in flags.names(Options) if name not in NOT_THE_RUN}
     if options.training_file_pattern:
         flags_given["training_files"] = files_read.named
+    if isinstance(settled.anchors, YoloHeads):
+        flags_given["anchors"] = [list(anchor) for level in settled.anchors.anchors_px for anchor in level]
     return {"dataset": dataset.digest(options.dataset), **flags_given}
 
 

@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
-from survey import boxes as box_math
-
 
 @dataclass(frozen=True, slots=True)
 class Objects:
@@ -14,7 +10,7 @@ class Objects:
 
     Attributes:
       seen: in the records.
-      capped: cut off, because the patch holds more than --max_boxes.
+      capped: cut off, because the patch holds more than --max_boxes, or a mosaic more than its rows.
       outside: in no pixel of the training crop.
       barely: in the crop, but with less than `augmentation.min_visible` of their area: left out as well.
     """
@@ -33,21 +29,6 @@ class Objects:
         return Objects(
             self.seen + other.seen, self.capped + other.capped, self.outside + other.outside, self.barely + other.barely
         )
-
-
-def count(seen: int, before: np.ndarray, boxes: np.ndarray, after: np.ndarray) -> Objects:
-    """What became of the objects of one patch.
-
-    Args:
-      seen: objects in its record.
-      before: int [M], their classes as they were read, 0 for padding.
-      boxes: [M, 4], where they are in the crop, clipped to it.
-      after: int [M], their classes after the crop, 0 also where it lost them.
-    """
-    lost = (before > 0) & (after == 0)
-    inside = box_math.area(boxes) > 0
-    real = int((before > 0).sum())
-    return Objects(seen, max(0, seen - real), int((lost & ~inside).sum()), int((lost & inside).sum()))
 
 
 def meter(objects: Objects, *, max_boxes: int, min_visible: float) -> str:

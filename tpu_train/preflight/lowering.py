@@ -189,7 +189,7 @@ def lower_apart(
     """
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        job = pool.submit(_lower_from_dict, config.as_dict(), replicas, step, compute_type)
+        job = pool.submit(_lower_from_dict, registry.model_of(config), config.as_dict(), replicas, step, compute_type)
         try:
             return job.result()
         except BrokenProcessPool as error:
@@ -199,8 +199,8 @@ def lower_apart(
             ) from error
 
 
-def _lower_from_dict(config: dict[str, Any], replicas: int, step: str, compute_type: str) -> Lowered:
-    experiment = registry.experiment("retinanet")
+def _lower_from_dict(model: str, config: dict[str, Any], replicas: int, step: str, compute_type: str) -> Lowered:
+    experiment = registry.experiment(model)
     experiment.override(config)
     return lower(experiment, replicas=replicas, step=step, compute_type=compute_type)
 

@@ -11,6 +11,7 @@ from survey import dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
 from tpu_train import doctor, hparams, plan
+from tpu_train.options import RETINANET
 from tpu_train.options import Options as TrainOptions
 from tpu_train.preflight import accelerators, compiler, feed, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
@@ -167,7 +168,7 @@ def _of_doctor(options: Options) -> list[lint.Finding]:
 
 def _sweep(options: Options, training: TrainOptions, inquiry: Inquiry, swept: sweep.Sweep) -> int:
     """Compiles the training step for every value; writes table and picture."""
-    if swept.name == "image_size" and options.dataset is None and training.max_level is None:
+    if swept.name == "image_size" and options.dataset is None and training.max_level is None and training.model == RETINANET:
         level = sweep.common_level(swept.values, plan.GARDEN_ANCHORS.max_level)
         training = dataclasses.replace(training, max_level=level)
     field = {"image_size": "image_size", "global_batch_size": "batch_size"}[swept.name]
@@ -179,7 +180,7 @@ def _sweep(options: Options, training: TrainOptions, inquiry: Inquiry, swept: sw
     found = {}
     for value, each, settled in zip(swept.values, runs, plans, strict=True):
         found[value] = inquiry.ask(each, settled, "train")
-    levels = f"levels {plans[0].anchors.min_level} to {plans[0].anchors.max_level}"
+    levels = f"levels {plans[0].anchors.levels[0]} to {plans[0].anchors.levels[-1]}"
     title = f"{training.model}, {training.backbone}, {levels}, the training step on {inquiry.slice.accelerator_type}"
     picture = os.path.join(options.output, sweep.PICTURE)
     files.write(os.path.join(options.output, sweep.TABLE), sweep.as_csv(swept.name, found))

@@ -1,0 +1,1 @@
+"""YOLO's targets and losses, made inside the compiled step."""
