@@ -1,5 +1,6 @@
 """Every shipped configuration loads, strictly, and says how it is run."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
 from tpu_train import configure, plan, train
+from tpu_train.models import yolo_networks
 
 CONFIGS = sorted((Path(train.__file__).parent / "configs").glob("*.yaml"))
 PLAN = plan.Plan(
@@ -20,10 +22,18 @@ PLAN = plan.Plan(
 )
 
 
+YOLO_PLAN = dataclasses.replace(
+    PLAN, anchors=yolo_networks.heads("efficientnet_lite0", "yolo3_dense_2", "v3", [(8 * i, 8 * i) for i in range(1, 7)])
+)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_loads(path: Path) -> None:
-    config = configure.experiment(train.Options(dataset="d", model_dir="m", config=str(path)), PLAN)
-    assert config.task.model.num_classes == 4  # the background is Model Garden's first class
+    model = path.stem.split("_")[0]
+    head = {"head": "yolo3_dense_2"} if model == "yolo" else {}
+    options = train.Options(dataset="d", model_dir="m", model=model, config=str(path), **head)
+    config = configure.experiment(options, YOLO_PLAN if model == "yolo" else PLAN)
+    assert config.task.model.num_classes == (3 if model == "yolo" else 4)  # RetinaNet's first class is the background
     opening = path.read_text().splitlines()[:6]
     for word in ("command:", "hardware:", "time:", "reached:"):
         assert any(line.startswith("#") and word in line for line in opening), f"{path.name} does not say {word}"

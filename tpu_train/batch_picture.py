@@ -88,11 +88,13 @@ class BatchPicture:
         best = np.concatenate([fit.best_iou for fit in fits])
         if len(best):
             positive = np.concatenate([fit.positive for fit in fits])
-            low = int((best < config.match_threshold).sum())
-            lines.append(
-                f"anchors: best IoU {np.median(best):.2f} (median), {np.median(positive):g} learn each object (median); "
-                f"{low:,} of {len(best):,} objects have none of IoU {config.match_threshold:g}, only their best one learns"
-            )
+            line = f"anchors: best IoU {np.median(best):.2f} (median), {np.median(positive):g} learn each object (median)"
+            if config.match_threshold < 1:  # from 1 on it is no IoU, see tpu_train/yolo/targets.py
+                low = int((best < config.match_threshold).sum())
+                line += (
+                    f"; {low:,} of {len(best):,} objects have none of IoU {config.match_threshold:g}, only their best one learns"
+                )
+            lines.append(line)
         return lines
 
     def _scale(self) -> int:

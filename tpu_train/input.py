@@ -110,7 +110,8 @@ def read(
       seed: of the shuffle and of the views.
       start_step: steps already trained: their records are skipped, undecoded.
       context: the strategy's, for several replicas on one or several hosts.
-      prefetch: reads ahead; otherwise each batch is decoded when it is asked for, record by record.
+      prefetch: reads ahead; otherwise each batch is decoded when it is asked for, record by record. In a run that is when the
+        strategy asks, which on one device is two batches ahead.
 
     Returns:
       Batches of `decode`'s values with a static first dimension, the batch size of one replica.
@@ -145,7 +146,9 @@ def read(
         return decode(serialized, patch_size, max_boxes, crop, crops.seeds(seed, host, number) if crop else None)
 
     numbered = records.enumerate(start_step * step_records)
-    decoded = numbered.map(decoded_record, num_parallel_calls=tf.data.AUTOTUNE if prefetch else None, deterministic=True)
+    # One after the other they are in order anyway, and TensorFlow warns of saying so.
+    ahead = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True} if prefetch else {}
+    decoded = numbered.map(decoded_record, **ahead)
     if not training:
         # Blank images fill the last step of all replicas: a partial batch would be another shape, and where one replica has no
         # batch, the batches of the others would be lost.
@@ -154,7 +157,13 @@ def read(
         steps = max(-(-count // step_records) for count in counts)
         decoded = decoded.concatenate(tf.data.Dataset.from_tensors(blank).repeat()).take(steps * step_records)
     batches = decoded.batch(batch_size // replicas, drop_remainder=True)
-    return batches.prefetch(tf.data.AUTOTUNE) if prefetch else batches
+    if prefetch:
+        return batches.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()  # or TensorFlow would read ahead of its own accord
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_optimization.inject_prefetch = False
+    return batches.with_options(options)
 
 
 def _columns(shards: Sequence[Shard]) -> tuple[list[str], list[int], list[int]]:

@@ -92,7 +92,7 @@ class Options:
     validation: float | None = flag(
         "validate with this share of the training split, which is then not learned from, instead of --val_split", default=None
     )
-    disable_prefetch: bool = flag("read each batch when it is asked for, to see what reading costs", default=False)
+    disable_prefetch: bool = flag("read in turn, two batches ahead at most, to see what reading costs", default=False)
     mem_eval: bool = flag("also measure a step's memory: of this machine, and of a TPU by `rookery preflight`", default=False)
     classes: str | None = flag("file with a class name a line, in their order: must be the dataset's", default=None)
     train_split: str = flag("split to learn from", default="train")

@@ -48,7 +48,7 @@ def sized(options: Options, data: dataset.Dataset) -> Options:
     """The options with --epochs as steps, and with --classes compared to the dataset.
 
     Raises:
-      InputError: --classes has other names, or in another order.
+      InputError: --classes has other names, or in another order; or --epochs of files that nobody has counted.
     """
     if options.classes:
         given = labels.read(options.classes)
@@ -59,10 +59,16 @@ def sized(options: Options, data: dataset.Dataset) -> Options:
             )
     if options.epochs is None:
         return options
+    if options.training_file_pattern:
+        raise InputError(
+            f"--epochs={options.epochs} counts the patches of --train_split, but --training_file_pattern names other files: "
+            "give --steps instead"
+        )
     records = data.records(options.train_split) if data.splits.get(options.train_split) else 0
-    records = min(options.sample_train or records, records)
+    # As `sources` has it: what validates is held out first, and the sample is of what is left.
     if options.validation is not None:
-        records = max(1, round(records * (1 - options.validation)))
+        records = round(records * (1 - options.validation))
+    records = min(options.sample_train or records, records)
     return dataclasses.replace(options, epochs=None, steps=max(1, math.ceil(options.epochs * records / options.batch_size)))
 
 
@@ -139,8 +145,7 @@ def without_dataset(options: Options, patch_size: int | None = None) -> Plan:
     spec: AnchorSpec | YoloHeads
     if options.model == YOLO:
         _check_yolo(options, sizes)
-        wanted = _yolo_count(options)
-        spec = _yolo_heads(options, [GARDEN_YOLO_ANCHORS[i * len(GARDEN_YOLO_ANCHORS) // wanted] for i in range(wanted)])
+        spec = _yolo_heads(options, _given_anchors(options.anchors, options) if options.anchors else _garden_anchors(options))
     else:
         spec = _with_flags(GARDEN_ANCHORS, options)
         _check_sizes(options, spec, sizes)
@@ -187,16 +192,25 @@ def _yolo_count(options: Options) -> int:
 
 def _yolo_anchors(options: Options) -> Sequence[tuple[float, float]]:
     """Those of --anchors, else those that `rookery anchors` would find with its defaults."""
-    wanted = _yolo_count(options)
-    if not options.anchors:
-        return box_shapes.fit(box_sizes.of_dataset(options.dataset, options.train_split), wanted, seed=0).anchors_px
-    given = box_shapes.read_anchors(options.anchors)
+    if options.anchors:
+        return _given_anchors(options.anchors, options)
+    sizes = box_sizes.of_dataset(options.dataset, options.train_split)
+    return box_shapes.fit(sizes, _yolo_count(options), seed=0).anchors_px
+
+
+def _given_anchors(path: str, options: Options) -> Sequence[tuple[float, float]]:
+    given, wanted = box_shapes.read_anchors(path), _yolo_count(options)
     if len(given) != wanted:
         raise InputError(
-            f"--anchors={options.anchors} holds {len(given)} anchors: --head {head(options)} takes {wanted}; write them with "
+            f"--anchors={path} holds {len(given)} anchors: --head {head(options)} takes {wanted}; write them with "
             f"`rookery anchors --k {wanted}`"
         )
     return given
+
+
+def _garden_anchors(options: Options) -> Sequence[tuple[float, float]]:
+    wanted = _yolo_count(options)
+    return [GARDEN_YOLO_ANCHORS[i * len(GARDEN_YOLO_ANCHORS) // wanted] for i in range(wanted)]
 
 
 def _yolo_heads(options: Options, anchors_px: Sequence[tuple[float, float]]) -> YoloHeads:

@@ -32,6 +32,11 @@ def run(argv: Sequence[str]) -> int:
     options = plan.sized(options, data)
     settled = plan.make(options, data)
     files_read = sources.Sources(options, settled)
+    if options.validation and data.overlap_px:
+        print(
+            f"train: note: patches overlap by {data.overlap_px} px, so --validation={options.validation:g} judges by pixels that "
+            "were learned from; `rookery shard --split` makes splits that share none"
+        )
     record = _record(options, settled, files_read)
     _refuse_another_run(options.model_dir, record)
     tpu_environment.prepare(os.environ)
@@ -49,6 +54,10 @@ def run(argv: Sequence[str]) -> int:
         files_read.repair(error)
         task.shards = files_read.shards
 
+    if options.mem_eval:
+        from tpu_train import memory
+
+        print(f"train: {memory.report(options, settled).line()}", flush=True)
     loop.train(config, options, settled, prepare=prepare, repair=repair, after_validation=[pictures.write])
     return 0
 

@@ -30,16 +30,17 @@ TRAPS = (
          "labels and names are compared with the label map; `rookery train` adds the background itself"),
     Trap(3, "YOLO's simple_decoder.coco91_to_80 is on by default: it reads your labels as COCO's 91, renumbers them from 0 and "
          "drops those that COCO lacks (projects/yolo/configs/yolo.py:67)", True,
-         "any dataset that is not COCO springs it: set coco91_to_80=false in a configuration of your own"),
+         "any dataset that is not COCO springs it; `rookery train` reads labels as they are, with another trainer set "
+         "coco91_to_80=false"),
     Trap(4, "caps on objects per patch, 100 to 300, cut dense patches silently; max_num_eval_detections other "
          "than 100 makes COCO AP −1", True,
          "objects are counted against every cap; `rookery train` takes its caps from the dataset"),
     Trap(5, "YOLO's ignore mask visits n // 50 − 1 tiles of boxes (projects/yolo/ops/loss_utils.py:334)", True,
-         "counted as a cap; the remedy names a multiple of 50 with 50 to spare"),
-    Trap(6, "YOLO's loss fails on a CPU without XLA (−1 padding in scatter indices)", False, "about devices"),
-    Trap(7, "YOLO's default nms_version does not compile in XLA", False, "about models"),
+         "counted as a cap, and the remedy names a multiple of 50 with 50 to spare; `rookery train` searches every object"),
+    Trap(6, "YOLO's loss fails on a CPU without XLA (−1 padding in scatter indices)", False, "`rookery train` has a loss of its own, with the same values"),
+    Trap(7, "YOLO's default nms_version does not compile in XLA", False, "`rookery train` takes 'v2', which does"),
     Trap(8, "YOLO's iou_thresh is a score threshold; ScaledLoss multiplies the class loss by classes / 80", False,
-         "about models"),
+         "about models; `rookery export` sets both by their meaning"),
     Trap(9, "RetinaNet pads pictures to 2^max_level, and its smallest default anchor is 32 px", True,
          "patch size and box sizes are checked; anchors and levels are fitted to the boxes"),
     Trap(10, "tf.keras is Keras 3 beside Model Garden's tf_keras", False, "about software"),

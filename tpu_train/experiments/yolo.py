@@ -16,7 +16,7 @@ from official.core import exp_factory, task_factory
 
 from survey.heads import YoloHeads
 from tpu_train.experiments import detector
-from tpu_train.models import darknet, networks
+from tpu_train.models import darknet, mish, networks
 from tpu_train.yolo import loss, targets
 from tpu_train.yolo.targets import Targets
 
@@ -98,6 +98,7 @@ class YoloTask(detector.DetectorTask):
         config = self.task_config
         # Model Garden halves it: darknet's decay is of the gradient, not of the loss (tasks/yolo.py).
         model = darknet.build(config.model, l2=config.weight_decay / 2)
+        mish.replace(model)
         frozen = config.freeze_level if config.init != "scratch" else 0
         networks.train_only(model.backbone, above=frozen, up_to=self.heads.levels[-1])
         return model

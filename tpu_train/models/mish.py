@@ -17,7 +17,7 @@ _LINEAR = 10.0
 
 
 def mish(x: tf.Tensor) -> tf.Tensor:
-    """x tanh(softplus(x)), value by value."""
+    """Mish of each value."""
     n = tf.exp(tf.minimum(x, _LINEAR))
     product = n * (n + 2.0)
     return x * (product / (product + 2.0))
