@@ -199,7 +199,7 @@ def test_a_small_sweep_for_real(
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
         image = rng.integers(20, 60, (200, 200, 3)).astype(np.uint8)
-        boxes = [(y, x, y + 20, x + 20) for y in range(6, 166, 40) for x in range(6, 166, 40)]
+        boxes = [(y, x, y + 16 + x // 40, x + 20 + y // 40) for y in range(6, 166, 40) for x in range(6, 166, 40)]
         for y0, x0, y1, x1 in boxes:
             image[y0:y1, x0:x1] = rng.integers(180, 255, 3)
         write_raster(tmp_path / f"{name}.png", image, driver="PNG")

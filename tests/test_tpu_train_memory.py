@@ -114,12 +114,13 @@ def test_train_says_it_once_before_the_first_step(
     write_raster: Callable[..., str],
     write_voc: Callable[..., str],
 ) -> None:
+    boxes = [("seal", (2, 2, 20, 20)), ("seal", (30, 2, 40, 24)), ("seal", (30, 30, 62, 44))]  # three shapes for three anchors
     for seed in (0, 1):
         write_raster(tmp_path / f"{seed}.png", pixels(64, 64, seed), driver="PNG")
-        write_voc(tmp_path / f"{seed}.xml", f"{seed}.png", (64, 64), [("seal", (10, 10, 30, 30))])
+        write_voc(tmp_path / f"{seed}.xml", f"{seed}.png", (64, 64), boxes)
     data = str(tmp_path / "dataset")
-    cut = [f"--mosaics={tmp_path}/*.png", f"--annotations={tmp_path}/*.xml", "--patch_size=64", "--split=train=0.5,val=0.5"]
-    assert shard.run([*cut, f"--output={data}"]) == 0
+    cut = [f"--mosaics={tmp_path}/*.png", f"--annotations={tmp_path}/*.xml", "--patch_size=64", "--overlap=0"]
+    assert shard.run([*cut, "--split=train=0.5,val=0.5", f"--output={data}"]) == 0
     monkeypatch.setattr(memory, "report", lambda options, settled: Memory(64, options.batch_size, MEASURED, 0, GIB, False))
     monkeypatch.setattr(loop, "train", lambda *_, **__: print("the first step"))
     argv = [f"--dataset={data}", "--model=yolo", "--backbone=tiny", "--head=yolo3_dense_1", "--init=scratch", "--batch_size=2"]

@@ -1,6 +1,7 @@
 """`--model yolo` from shards to a model, through the verbs: what is learned, what a stop changes, what is exported."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from yolo_survey import CLASSES, SIZE
 from yolo_survey import survey as survey
 
 from inference import decode
-from survey import box_shapes, model
+from survey import box_shapes, dataset, model
 from survey.heads import YoloHeads
-from tpu_train import box_sizes, export, reports, shards, show_batch, train
+from tpu_train import batch_view, box_sizes, configure, export, plan, reports, shards, show_batch, sources, train
 from tpu_train import input as host
 
 TINY = ["--model=yolo", "--backbone=tiny", "--head=yolo3_dense_1", "--init=scratch", "--batch_size=4"]
@@ -92,8 +93,7 @@ def compare(data: str, out: Path, *, at_least: int) -> None:
             theirs["detection_boxes"][i], theirs["detection_classes"][i][:count], theirs["detection_scores"][i], strict=False
         ):
             alike = (classes == label) & (np.abs(scores - score) < 1e-5)
-            # Model Garden leaves what hangs over the patch's edge, ours is clipped.
-            assert np.abs(boxes[alike] - np.clip(box, 0, SIZE)).max(axis=1).min() <= SIZE * 1e-5
+            assert np.abs(boxes[alike] - box).max(axis=1).min() <= SIZE * 1e-5
         found += count
     assert found >= at_least
 
@@ -130,8 +130,7 @@ def test_all_modes_train_alike(survey: str, tmp_path: Path) -> None:
     assert [step for step, _ in losses[0]] == [1, 2, 3]
     for other in losses[1:]:
         assert [step for step, _ in other] == [1, 2, 3]
-        # Rounding grows from step to step: Adam divides a gradient near 0 by its own size.
-        np.testing.assert_allclose([loss for _, loss in other], [loss for _, loss in losses[0]], rtol=2e-3)
+        np.testing.assert_allclose([loss for _, loss in other], [loss for _, loss in losses[0]], rtol=1e-4)
 
 
 def test_validation_on_a_share_of_the_training_split(survey: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,11 +146,19 @@ def test_validation_on_a_share_of_the_training_split(survey: str, tmp_path: Path
 
 
 def test_show_batch_draws_mosaics(survey: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every fate is counted: of what the images' records hold, the rest is shown."""
+    """Every fate is counted: what the records of the images hold is shown, cut off, outside or barely visible."""
     out = tmp_path / "batch.png"
-    argv = ["--dataset", survey, "--output", str(out), "--step=3", "--anchors", *TINY, "--params_override", MOSAICS]
-    assert show_batch.run(argv) == 0
-    said = capsys.readouterr().out
+    flags = [*TINY, "--params_override", MOSAICS]
+    assert show_batch.run(["--dataset", survey, "--output", str(out), "--step=3", "--anchors", *flags]) == 0
+    read, learned = map(int, re.search(r"objects: (\d+) read, (\d+) learned from", capsys.readouterr().out).groups())  # type: ignore[union-attr]
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert "a mosaic of four" in said
-    assert "a mixture of two" in said
+
+    options = train.Options(dataset=survey, model_dir="", model="yolo", backbone="tiny", head="yolo3_dense_1", init="scratch",
+                            batch_size=4, params_override=MOSAICS)  # fmt: skip
+    settled = plan.make(options, dataset.read(survey))
+    view = batch_view.at_step(configure.experiment(options, settled), sources.Sources(options, settled), 3)
+    assert (view.fates[:, 0].sum(), (view.classes > 0).sum()) == (read, learned)
+    assert (view.fates[:, 0] - view.fates[:, 1:].sum(axis=1)).tolist() == (view.classes > 0).sum(axis=1).tolist()
+    # A patch holds six objects at most: an image of which more is read is made of several.
+    assert view.fates[:, 0].max() > 6
+    assert view.positive.any()

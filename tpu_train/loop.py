@@ -141,11 +141,14 @@ class PlainTrainer(base_trainer.Trainer):
         if self._train_iter is None:
             self._train_iter = iter(self.train_dataset)
         for _ in range(int(num_steps)):
-            logs = self.task.train_step(next(self._train_iter), self.model, self.optimizer, self.train_metrics)
-            self.train_loss.update_state(logs[self.task.loss])
-            self.global_step.assign_add(1)
+            self.strategy.run(self._step, args=(next(self._train_iter),))
         outputs: dict[str, Any] = self.train_loop_end()
         return outputs
+
+    def _step(self, inputs: dict[str, tf.Tensor]) -> None:
+        logs = self.task.train_step(inputs, self.model, self.optimizer, self.train_metrics)
+        self.train_loss.update_state(logs[self.task.loss])
+        self.global_step.assign_add(1)
 
 
 class Run:

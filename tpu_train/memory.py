@@ -16,7 +16,7 @@ from survey.errors import InputError
 from tpu_train.options import Options
 from tpu_train.plan import Plan
 from tpu_train.preflight import accelerators, compiler
-from tpu_train.preflight.inquiry import Inquiry
+from tpu_train.preflight.inquiry import Inquiry, default_cache
 
 if TYPE_CHECKING:
     from official.core.config_definitions import ExperimentConfig
@@ -111,7 +111,7 @@ def report(options: Options, plan: Plan, *, cache: Path | None = None) -> Memory
     where = accelerators.parse(ACCELERATOR)
     try:
         compiler.versions()  # before a minute is spent on lowering for a compiler that is not there
-        inquiry = Inquiry(where, cache=cache or _default_cache(), timeout_s=COMPILE_S)
+        inquiry = Inquiry(where, cache=cache or default_cache(), timeout_s=COMPILE_S)
         found = inquiry.ask(options, plan, "train")
         hbm_bytes, fits = found.hbm_bytes, found.compiles
         if isinstance(found.outcome, compiler.Refused) and found.outcome.reason != "memory":
@@ -223,8 +223,3 @@ def _resident(field: str) -> int:
     except OSError:
         raise InputError("--mem_eval: only a Linux tells how much memory a process had, in /proc/self/status") from None
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def _default_cache() -> Path:
-    """That of `rookery preflight`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"

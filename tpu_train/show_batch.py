@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     data = dataset.read(options.dataset)
     if not data.splits.get(options.split):
         raise InputError(f"--split={options.split}: the dataset has patches in {', '.join(data.splits)}")
-    training = _of_training(options, rest)
+    training = plan.sized(_of_training(options, rest), data)
     settled = plan.make(training, data)
     read = sources.Sources(training, settled)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no lines about absent GPUs between ours

@@ -22,6 +22,7 @@ NOT_THE_RUN = (
     "stop_after",
     "disable_prefetch",
     "mem_eval",
+    "classes",
 )
 
 
@@ -68,6 +69,7 @@ def _record(options: Options, settled: plan.Plan, files_read: sources.Sources) -
     if options.training_file_pattern:
         flags_given["training_files"] = files_read.named
     if isinstance(settled.anchors, YoloHeads):
+        flags_given |= {"yolo": plan.version(options), "head": plan.head(options)}
         flags_given["anchors"] = [list(anchor) for level in settled.anchors.anchors_px for anchor in level]
     return {"dataset": dataset.digest(options.dataset), **flags_given}
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
+from official.vision.modeling.layers import detection_generator
 
 from survey.heads import YoloHeads
 from tpu_train.experiments import detector
@@ -154,13 +155,27 @@ class YoloTask(detector.DetectorTask):
         return {f"raw_output_{level}": value for level, value in outputs["raw_output"].items()}
 
     def detections(self, model: tf_keras.Model, outputs: dict[str, Any], size: int) -> dict[str, tf.Tensor]:
-        """What Model Garden's detection generator makes of the raw heads; its classes count from 0."""
-        found = model.detection_generator(outputs["raw_output"])
-        count = found["num_detections"]
-        real = tf.range(tf.shape(found["classes"])[1])[None, :] < count[:, None]
+        """What Model Garden makes of the raw heads, from boxes clipped to the image, as everywhere in this house.
+
+        Its own YOLO suppresses boxes as they come, and two that hang over the edge overlap otherwise: validation would then judge
+        other detections than `inference.decode` finds. Its classes count from 0.
+        """
+        settings, decoder, raw = self.task_config.model.detection_generator, model.detection_generator, outputs["raw_output"]
+        parts = [decoder.parse_prediction_path(str(level), raw[str(level)]) for level in self.heads.levels]
+        boxes = tf.clip_by_value(tf.concat([boxes for _, boxes, _ in parts], axis=1), 0.0, 1.0)
+        scores = tf.concat([scores for _, _, scores in parts], axis=1)
+        boxes, scores, classes, count = detection_generator._generate_detections_v2(
+            boxes[:, :, tf.newaxis],
+            scores,
+            pre_nms_top_k=settings.pre_nms_points,
+            max_num_detections=settings.max_boxes,
+            nms_iou_threshold=settings.nms_thresh,
+            pre_nms_score_threshold=settings.iou_thresh,
+        )
+        real = tf.range(tf.shape(classes)[1])[None, :] < count[:, None]
         return {
-            "detection_boxes": found["bbox"] * float(size),
-            "detection_scores": found["confidence"],
-            "detection_classes": tf.where(real, tf.cast(found["classes"], tf.int32) + 1, 0),
+            "detection_boxes": boxes * float(size),
+            "detection_scores": scores,
+            "detection_classes": tf.where(real, tf.cast(classes, tf.int32) + 1, 0),
             "num_detections": count,
         }

@@ -1,6 +1,7 @@
 """The questions of one command: steps examined one after another, and what is found said as soon as it is found."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from official.core.config_definitions import ExperimentConfig
 
     from tpu_train.preflight.lowering import Lowered
+
+
+def default_cache() -> Path:
+    """Where compiles are remembered if nobody says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"
 
 
 class Inquiry:

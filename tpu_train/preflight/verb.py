@@ -15,7 +15,7 @@ from tpu_train.options import RETINANET
 from tpu_train.options import Options as TrainOptions
 from tpu_train.preflight import accelerators, compiler, feed, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
-from tpu_train.preflight.inquiry import Inquiry
+from tpu_train.preflight.inquiry import Inquiry, default_cache
 
 PROG = "rookery preflight"
 GOOD, NOT_GOOD = 0, 3  # exit codes; 2 is a wrong command line
@@ -65,12 +65,14 @@ def run(argv: Sequence[str]) -> int:
     """Answers for a run; returns the exit code."""
     options, rest = flags.parse(Options, argv, prog=PROG, passthrough=True)
     training = _of_training(options, rest)
+    if options.dataset:
+        training = plan.sized(training, dataset.read(options.dataset))
     where = accelerators.parse(options.accelerator)
     rate = feed.read(options.input_rate) if options.input_rate else None
     swept = sweep.parse(options.sweep) if options.sweep else None
     compiler.versions()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no lines about absent GPUs between ours
-    inquiry = Inquiry(where, cache=_cache(options), timeout_s=options.timeout)
+    inquiry = Inquiry(where, cache=Path(options.cache) if options.cache else default_cache(), timeout_s=options.timeout)
     if swept:
         return _sweep(options, training, inquiry, swept)
     answers = _answers(options, training, inquiry, rate)
@@ -93,12 +95,6 @@ def _of_training(options: Options, rest: Sequence[str]) -> TrainOptions:
     training, unknown = flags.parse(TrainOptions, [*hparams.expanded(rest, known), *ours], prog=PROG, passthrough=True)
     flags.refuse_unknown(unknown, [*flags.names(Options), *known], prog=PROG)
     return training
-
-
-def _cache(options: Options) -> Path:
-    if options.cache:
-        return Path(options.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rookery" / "preflight"
 
 
 def _settled(options: Options, training: TrainOptions) -> plan.Plan:

@@ -1,0 +1,402 @@
+"""The seal study's table: what a YOLO costs and how good it gets as its images grow, for each backbone and head.
+
+    python benchmarks/size_sweep.py --output runs/sizes --num_classes 1 --no-train
+    python benchmarks/size_sweep.py --output runs/sizes --dataset survey/ --steps 2000 --seeds 0,1,2
+    python benchmarks/size_sweep.py --output runs/sizes --shard "--mosaics=survey/*.png --annotations=survey/*.xml"
+
+A cell is a size, a backbone and a head. Its halves:
+
+    compile  `rookery preflight` of the training step of --batch_size images on one chip: HBM, and images/s at most. Without a
+             dataset, so that a compile serves all of them; --host_memory also measures the step on this machine's CPU.
+    train    `rookery train` for --steps and its last validation, for each of --seeds. Whole mosaics are judged, each object once,
+             so that sizes and ways of cutting can be compared.
+
+The images of a size come from --dataset, whose patches are at least that large: training sees crops of the size, validation the
+whole patches, the same for all sizes. Or from one dataset a size, as in the study, whose networks never see more than the size:
+"{size}" in --dataset stands for it, and --shard cuts them here with those flags of `rookery shard`. Mosaics should be larger than
+the largest size: a smaller one gets a black frame, and then a larger size shows more of that and nothing else.
+
+Every half is kept in OUTPUT/cells when it is done, with what it was made with: the same command goes on after a stop, and one
+with other settings makes again what they change. OUTPUT gets sizes.csv, sizes.md, precision.png and memory.png after every half.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import measure
+import size_table
+
+sys.path.insert(0, str(measure.ROOT))  # a child is started by its path, not as a module
+
+from survey import dataset, files
+from survey.errors import InputError
+
+SIZES = (416, 512, 608, 800)  # the study's
+BACKBONES = ("original", "dense")
+HEADS = ("yolo3", "yolo3_dense_2", "yolo3_dense_1")
+ACCELERATOR = "v5litepod-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One network at one size."""
+
+    size: int
+    backbone: str
+    head: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.size}_{self.backbone}_{self.head}"
+
+    @property
+    def network(self) -> list[str]:
+        """Flags of `rookery train` and `rookery preflight`."""
+        return ["--model=yolo", f"--backbone={self.backbone}", f"--head={self.head}", f"--image_size={self.size}"]
+
+
+class Kept:
+    """What is known of the cells, in files: a half counts as done as long as it was made with the same settings.
+
+    Args:
+      folder: made when the first half is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """All halves of a cell, whatever they were made with."""
+        path = self._folder / f"{cell.name}.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
+    def done(self, cell: Cell, half: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a half is there, made with these settings."""
+        return self.of(cell).get(half, {}).get("settings") == settings
+
+    def keep(self, cell: Cell, half: str, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Remembers a half, in one step."""
+        files.make_folder(str(self._folder))
+        files.write_json(str(self._folder / f"{cell.name}.json"), {**self.of(cell), half: {"settings": settings, **found}})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One half of a cell.
+
+    Attributes:
+      cell: whose.
+      half: "compile", "host" or "train", with the seed.
+      settings: it is made again when they change.
+      command: for people, and for --dry_run.
+      work: does it, gives what to keep.
+    """
+
+    cell: Cell
+    half: str
+    settings: dict[str, Any]
+    command: str
+    work: Callable[[], dict[str, Any]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Does what is not done; returns 1 if something failed."""
+    options = arguments().parse_args(argv)
+    try:
+        check(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    kept = Kept(options.output / "cells")
+    todo = [job for job in jobs(options) if not kept.done(job.cell, job.half, job.settings)]
+    if options.dry_run:
+        for job in todo:
+            print(job.command)
+        return 0
+    failed = 0
+    for number, job in enumerate(todo, start=1):
+        print(f"size_sweep: {number} of {len(todo)}: {job.cell.name}, {job.half}", flush=True)
+        try:
+            kept.keep(job.cell, job.half, job.settings, job.work())
+        except (RuntimeError, InputError) as error:  # one cell that cannot be says nothing of the others
+            print(f"size_sweep: {job.cell.name}, {job.half} failed: {error}", file=sys.stderr, flush=True)
+            failed += 1
+        write(options, kept)
+    write(options, kept)
+    print((options.output / "sizes.md").read_text())
+    print(f"size_sweep: {failed} of {len(todo)} failed" if failed else f"size_sweep: open {options.output}/sizes.md")
+    return 1 if failed else 0
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="size_sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results; one that is there is completed")
+    parser.add_argument("--sizes", type=numbers, default=SIZES, help="sides of the images in px (default 416,512,608,800)")
+    parser.add_argument("--backbones", type=names, default=BACKBONES, help="of --model yolo (default original,dense)")
+    parser.add_argument("--heads", type=names, default=HEADS, help="of --model yolo (default all three)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images a step, of every cell (default 8)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="the compile half")
+    parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=True, help="the train half")
+    parser.add_argument("--host_memory", action="store_true", help="also measure each step's memory on this machine's CPU")
+    parser.add_argument("--num_classes", type=int, help="of the compiled step (default: the dataset's)")
+    parser.add_argument("--cache", help="folder of compiles already done, as of `rookery preflight`")
+    parser.add_argument("--dataset", help='written by `rookery shard`; "{size}" in it stands for the size')
+    parser.add_argument("--shard", help="flags of `rookery shard` to cut one dataset a size with, without --patch_size")
+    parser.add_argument("--steps", type=int, default=1000, help="of training (default 1000)")
+    parser.add_argument("--seeds", type=numbers, default=(0,), help="of training; several give mean and spread (default 0)")
+    parser.add_argument("--init", default="scratch", help="as of `rookery train` (default scratch)")
+    parser.add_argument("--flags", default="", help="more flags of `rookery train`, in one string, for both halves")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are left to do, and do nothing")
+    return parser
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A list of numbers, ascending."""
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A list of names, in their order."""
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuses before any work starts what would fail hours later.
+
+    Raises:
+      InputError: something is missing, or a dataset does not suit the sizes.
+    """
+    from tpu_train.models import yolo_networks
+
+    for size, backbone, head in itertools.product(options.sizes, options.backbones, options.heads):
+        default = yolo_networks.BACKBONES[backbone].default_version if backbone in yolo_networks.BACKBONES else yolo_networks.V3
+        yolo_networks.check(backbone, head, default, image_sizes={f"--sizes={size}": size})
+    if options.dataset and options.shard:
+        raise InputError("--dataset and --shard: one of them says where the images come from: drop the other")
+    if options.train and not (options.dataset or options.shard):
+        raise InputError("--dataset is missing: give it or --shard to train, or --no-train to compile only")
+    if options.dataset:
+        for size in options.sizes:
+            data = dataset.read(folder_of(options, size))
+            if data.patch_size < size:
+                raise InputError(
+                    f"--sizes={size}: {folder_of(options, size)} has patches of {data.patch_size} px: shard again with "
+                    f"--patch_size {max(options.sizes)}, or let --shard cut a dataset for each size"
+                )
+            options.num_classes = options.num_classes or len(data.classes)
+    if (options.compile or options.host_memory) and not options.num_classes:
+        raise InputError("--num_classes is missing: give it, or --dataset, which knows it, or --no-compile")
+
+
+def folder_of(options: argparse.Namespace, size: int) -> str:
+    """The dataset of a size."""
+    if options.shard:
+        return str((options.output / "datasets" / str(size)).absolute())
+    return os.path.abspath(options.dataset.replace("{size}", str(size)))
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """What is asked for: all compiles, then all trainings, seed after seed."""
+    wanted = {"compile": options.compile, "host": options.host_memory, "train": options.train}
+    return [job for job in halves(options) if wanted[job.half.split()[0]]]
+
+
+def halves(options: argparse.Namespace) -> Iterator[Job]:
+    """Everything that could be done with these settings, asked for or not: what is already there belongs into the table."""
+    cells = [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
+    common = {"batch_size": options.batch_size, "init": options.init, "flags": options.flags}
+    for cell in cells if options.num_classes else ():
+        step = {**common, "num_classes": options.num_classes}
+        command = preflight(cell, options)
+        yield Job(cell, "compile", {**step, "accelerator": ACCELERATOR}, shlex.join(command), lambda c=command: compiled(c))
+        said = f"# {cell.name}: two steps on this machine's CPU, as --mem_eval of rookery train"
+        yield Job(cell, "host", step, said, lambda c=cell: apart(_host, planned(c, options)))
+    for seed, cell in itertools.product(options.seeds if options.dataset or options.shard else (), cells):
+        source = {"dataset": options.shard or dataset.digest(folder_of(options, cell.size))}
+        said = shlex.join(training(cell, options, seed))
+        if options.shard:
+            said = f"{shlex.join(sharding(options, cell.size))} && {said}"
+        settings = {**common, **source, "steps": options.steps}
+        yield Job(cell, f"train {seed}", settings, said, lambda c=cell, s=seed: trained(c, options, s))
+
+
+def planned(cell: Cell, options: argparse.Namespace) -> list[str]:
+    """Flags of a step for which there need be no dataset."""
+    sizes = [f"--batch_size={options.batch_size}", f"--num_classes={options.num_classes}", f"--init={options.init}"]
+    return [*cell.network, *sizes, *shlex.split(options.flags)]
+
+
+def preflight(cell: Cell, options: argparse.Namespace) -> list[str]:
+    """The command of a compile half, but for the file of its answers."""
+    cache = [f"--cache={options.cache}"] if options.cache else []
+    return ["rookery", "preflight", f"--accelerator={ACCELERATOR}", *planned(cell, options), "--step=train", *cache]
+
+
+def sharding(options: argparse.Namespace, size: int) -> list[str]:
+    """The command that cuts the dataset of a size."""
+    return ["rookery", "shard", *shlex.split(options.shard), f"--patch_size={size}", f"--output={folder_of(options, size)}"]
+
+
+def training(cell: Cell, options: argparse.Namespace, seed: int) -> list[str]:
+    """The command of a train half."""
+    where = [f"--dataset={folder_of(options, cell.size)}", f"--model_dir={run_folder(cell, options, seed)}"]
+    steps = [f"--steps={options.steps}", f"--validate_every={options.steps}", f"--batch_size={options.batch_size}"]
+    more = [f"--init={options.init}", f"--seed={seed}", *shlex.split(options.flags)]
+    return ["rookery", "train", *where, *cell.network, *steps, *more]
+
+
+def run_folder(cell: Cell, options: argparse.Namespace, seed: int) -> Path:
+    """Of a training; another number of steps is another run."""
+    path: Path = options.output.absolute() / "runs" / f"{cell.name}_steps{options.steps}_seed{seed}"
+    return path
+
+
+def compiled(command: list[str]) -> dict[str, Any]:
+    """What preflight answers.
+
+    Raises:
+      RuntimeError: it could not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="rookery_sweep_") as folder:
+        path = Path(folder, "answers.json")
+        run([*command, f"--json={path}"], answers=path)
+        answers = json.loads(path.read_text())
+    step, where = answers["steps"]["train"], answers["accelerator"]
+    found = {"parameters": step["parameters"], "compiles": step["compiles"], "hbm_bytes": step["hbm_bytes"]}
+    found |= {"hbm_capacity_bytes": where["hbm_bytes"], "versions": step.get("versions")}
+    if not step["compiles"]:
+        return {**found, "message": step["message"]}
+    kept = ("flops", "hbm_traffic_bytes", "temporary_bytes", "argument_bytes", "bound_s", "limit")
+    rate = step["images_per_s_per_replica_at_most"] * where["replicas"] / where["chips"]
+    return {**found, **{name: step[name] for name in kept}, "images_per_s_at_most": rate}
+
+
+def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The validation after the last step.
+
+    Raises:
+      RuntimeError: a command failed.
+    """
+    if options.shard:
+        run(sharding(options, cell.size))  # does nothing where it is done
+    run(training(cell, options, seed))
+    found = json.loads((run_folder(cell, options, seed) / "history.json").read_text())["validations"][-1]
+    assert found["step"] == options.steps, "the run stopped early"
+    data = dataset.read(folder_of(options, cell.size))
+    flags = [f"--backbone={cell.backbone}", f"--head={cell.head}", f"--num_classes={len(data.classes)}"]
+    return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *shlex.split(options.flags)))}
+
+
+def run(command: list[str], answers: Path | None = None) -> None:
+    """A verb; it must succeed, or at least leave its answers.
+
+    Raises:
+      RuntimeError: it did not; with the end of what it said.
+    """
+    line = [sys.executable, "-m", *command]
+    done = subprocess.run(line, cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode and not (answers and answers.exists()):
+        raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+
+
+@functools.cache
+def parameters(flags: tuple[str, ...]) -> int:
+    """Numbers in a model, trained or not."""
+    return int(apart(_parameters, ["--model=yolo", "--init=scratch", *flags])["parameters"])
+
+
+def apart(function: Callable[[list[str]], dict[str, Any]], flags: list[str]) -> dict[str, Any]:
+    """Calls a function in a process of its own, whose TensorFlow goes with it."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, flags).result()
+
+
+def _configured(flags: list[str]) -> Any:
+    from survey.flags import parse
+    from tpu_train import configure, plan
+    from tpu_train.options import Options
+
+    options, _ = parse(Options, ["--dataset=", "--model_dir=", *flags], prog="rookery train")
+    return configure.experiment(options, plan.without_dataset(options))
+
+
+def _parameters(flags: list[str]) -> dict[str, Any]:
+    from official.core import task_factory
+
+    return {"parameters": task_factory.get_task(_configured(flags).task).build_model().count_params()}
+
+
+def _host(flags: list[str]) -> dict[str, Any]:
+    from tpu_train import memory
+
+    found = memory.host(_configured(flags))
+    return {"host_bytes": found.step_bytes, "tensorflow_bytes": found.tensorflow_bytes}
+
+
+def write(options: argparse.Namespace, kept: Kept) -> None:
+    """The table in both forms, and the plots, of what is done so far."""
+    every = list(halves(options))
+    cells = [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
+    rows = [row([job for job in every if job.cell == cell], cell, kept, options) for cell in cells]
+    files.make_folder(str(options.output))
+    files.write(str(options.output / "sizes.csv"), size_table.as_csv(rows))
+    files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options)).encode())
+    for name, plot in size_table.plots(rows, f"{options.batch_size} images").items():
+        files.write(str(options.output / name), plot)
+
+
+def row(mine: Sequence[Job], cell: Cell, kept: Kept, options: argparse.Namespace) -> dict[str, Any]:
+    """A line of the table; what is not known is absent. Only halves made with these settings count."""
+    found: dict[str, Any] = {"size_px": cell.size, "backbone": cell.backbone, "head": cell.head, "batch_size": options.batch_size}
+    runs = []
+    for job in mine:
+        if kept.done(cell, job.half, job.settings):
+            half = kept.of(cell)[job.half]
+            found |= {name: half[name] for name in size_table.HEADER if name in half and name not in size_table.METRICS}
+            runs += [half] if job.half.startswith("train") else []
+    if runs:
+        found |= {"steps": options.steps, "seeds": len(runs)}
+        for metric in size_table.METRICS:
+            values = [each[metric] for each in runs if metric in each]  # a metric that is not finite is not kept
+            if values:
+                found[metric] = mean(values)
+            if len(values) > 1:
+                found[f"{metric}_sd"] = stdev(values)
+    return found
+
+
+def note(options: argparse.Namespace) -> str:
+    """What the numbers of the table are."""
+    said = [f"HBM and images/s: `rookery preflight`, one chip of {ACCELERATOR}, {options.batch_size} images; not a forecast."]
+    if options.host_memory:
+        said.append("CPU memory: measured, above what TensorFlow itself takes.")
+    if options.train:
+        seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
+        images = f"`rookery shard {options.shard}`" if options.shard else options.dataset
+        said.append(f"AP and F1: {options.steps} steps of {options.batch_size} images, --init {options.init}, {seeds}; {images}.")
+    if options.flags:
+        said.append(f"With {options.flags}.")
+    return f"{' '.join(said)}\n\n{measure.machine('tensorflow', 'tf-models-official')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
