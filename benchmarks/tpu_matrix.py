@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -33,15 +34,17 @@ class Experiment:
       backbone: of its command.
       image_size: side of the training crops in pixels.
       patch_size: side of the patches in pixels.
-      max_level: coarsest of the pyramid, as fitted to the boxes of the dataset that the configuration is for.
+      max_level: coarsest of the pyramid, as fitted to the boxes of the dataset that the configuration is for; None for a YOLO's.
       classes: without background.
+      flags: further ones of its command.
     """
 
     backbone: str
     image_size: int
     patch_size: int
-    max_level: int
+    max_level: int | None
     classes: int
+    flags: tuple[str, ...] = ()
 
 
 EXPERIMENTS = {
@@ -49,6 +52,7 @@ EXPERIMENTS = {
     "retinanet_lite0_bccd": Experiment("efficientnet_lite0", 448, 640, 6, 3),
     "retinanet_r50_tpu": Experiment("resnet50", 640, 640, 7, 8),
     "retinanet_spinenet49_tpu": Experiment("spinenet49", 640, 640, 7, 8),
+    "yolo_lite0_bccd": Experiment("efficientnet_lite0", 416, 640, None, 3, ("--model=yolo", "--head=yolo3_dense_2")),
 }
 HEADER = ("experiment", "TPU", "fits", "HBM of a chip", "of", "largest batch", "step at least", "limit", "images/s/chip at most")
 PAGE = """# The training steps on TPUs
@@ -92,27 +96,37 @@ def preflight(name: str, accelerator: str, options: argparse.Namespace) -> dict[
       RuntimeError: the command could not be carried out; with what it said.
     """
     what = EXPERIMENTS[name]
+    flags = [
+        f"--accelerator={accelerator}",
+        f"--config=tpu_train/configs/{name}.yaml",
+        f"--backbone={what.backbone}",
+        "--init=scratch",
+        f"--image_size={what.image_size}",
+        f"--patch_size={what.patch_size}",
+        *([f"--max_level={what.max_level}"] if what.max_level else []),
+        f"--num_classes={what.classes}",
+        f"--batch_size={BATCH * CHIPS[accelerator]}",
+        *what.flags,
+        *(["--max_batch"] if options.search else []),
+    ]
+    return ask(flags, options.cache)
+
+
+def ask(flags: Sequence[str], cache: str | None) -> dict[str, Any]:
+    """What `rookery preflight` answers of a training step.
+
+    Args:
+      flags: of the command.
+      cache: folder of compiles already done; None for the command's own.
+
+    Raises:
+      RuntimeError: the command could not be carried out; with what it said.
+    """
     with tempfile.TemporaryDirectory(prefix="rookery_matrix_") as folder:
         path = Path(folder, "answers.json")
-        command = [
-            sys.executable,
-            "-m",
-            "rookery",
-            "preflight",
-            f"--accelerator={accelerator}",
-            f"--config=tpu_train/configs/{name}.yaml",
-            f"--backbone={what.backbone}",
-            "--init=scratch",
-            f"--image_size={what.image_size}",
-            f"--patch_size={what.patch_size}",
-            f"--max_level={what.max_level}",
-            f"--num_classes={what.classes}",
-            f"--batch_size={BATCH * CHIPS[accelerator]}",
-            "--step=train",
-            f"--json={path}",
-            *(["--max_batch"] if options.search else []),
-            *([f"--cache={options.cache}"] if options.cache else []),
-        ]
+        command = [sys.executable, "-m", "rookery", "preflight", *flags, "--step=train", f"--json={path}"]
+        if cache:
+            command.append(f"--cache={cache}")
         done = subprocess.run(command, cwd=measure.ROOT, stdout=subprocess.PIPE, text=True, check=False)
         if not path.exists():
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")

@@ -333,7 +333,11 @@ def test_the_benchmarks_steps_have_the_same_loss(monkeypatch: pytest.MonkeyPatch
     ours.owner.train_step(iter([of(ours.inputs, mine)]))
     stock.owner.train_step(iter([tpu_step.as_parsed(of(stock.inputs, theirs))]))
     losses = [
-        {metric.name: float(metric.result()) for metric in traced.owner.train_metrics if metric.name in retinanet.LOSSES}
+        {
+            metric.name: float(metric.result())
+            for metric in traced.owner.train_metrics
+            if metric.name in retinanet.RetinaNetTask.LOSSES
+        }
         for traced in (ours, stock)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
