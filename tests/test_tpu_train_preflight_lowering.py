@@ -262,7 +262,7 @@ def test_what_xla_lacks_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(retinanet.RetinaNetTask, "normalize", on_the_host)
     message = (
-        r"\(predict\) cannot run on a TPU: tpu_train/saved_model.py:\d+ \(PyFunc\): XLA cannot compile PyFunc: .* in the input"
+        r"\(predict\) cannot run on a TPU: tpu_train/experiments/retinanet.py:\d+ \(PyFunc\): XLA cannot compile PyFunc: .* in the input"
     )
     with pytest.raises(InputError, match=message):
         lowering.lower(configured(), replicas=1, step="predict")
