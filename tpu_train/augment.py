@@ -79,6 +79,11 @@ def check(config: Augment, field: str = "task.augmentation") -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise InputError(f"{field}.{name}={value}: must be between {low:g} and {high:g}; {meaning}")
+    if not 0 < config.scale_min <= config.scale_max:
+        raise InputError(
+            f"{field}.scale_min={config.scale_min} and scale_max={config.scale_max}: the zoom goes from the first, which must be "
+            "above 0, to the second, which is at least as large; 1 and 1 keep the resolution"
+        )
 
 
 def random_view(
