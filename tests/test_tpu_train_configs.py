@@ -98,6 +98,8 @@ def test_a_backbone_brings_its_pixels_and_its_activation() -> None:
         ({"params_override": "task.model.max_level=6"}, r"task.model.input_size=416: must be a multiple of the coarsest stride"),
         ({"params_override": "task.freeze_level=9"}, r"task.freeze_level=9: --backbone efficientnet_lite0 computes levels 1"),
         ({"params_override": "task.nothing=1"}, r"--params_override: .*nothing"),
+        ({"params_override": "task.4=1"}, r"--params_override=task.4=1: neither a.b=1,a.c=2, nor a YAML file that exists"),
+        ({"config": "no/such.yaml"}, r"--config=no/such.yaml: neither"),
         ({"backbone": "resnet18"}, r"--init=imagenet installs weights for efficientnet_lite0 only, not for resnet18"),
     ],
 )

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,29 +232,35 @@ def test_reading_when_asked_gives_the_same_batches(survey: str) -> None:
     assert not configure.experiment(options(survey, disable_prefetch=True), plan(survey)).task.prefetch
 
 
-def test_reading_when_asked_reads_no_more(survey: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four records are decoded for the first batch of four; ahead of time, others follow at once."""
-    files, real = divided(survey)[sources.TRAINING], host.decode
-    read: list[bytes] = []
+def decoded_at_first(files: tuple[Shard, ...], prefetch: bool) -> int:
+    """Records that are decoded when somebody has asked for one batch of four, and for no other."""
+    real, read = host.decode, []
 
     def decode(serialized: tf.Tensor, *rest: Any) -> dict[str, tf.Tensor]:
         seen = tf.numpy_function(lambda record: read.append(record) or record, [serialized], tf.string)
         return real(tf.ensure_shape(seen, []), *rest)
 
-    monkeypatch.setattr(host, "decode", decode)
+    host.decode = decode
+    batches = iter(host.read(files, patch_size=SIZE, max_boxes=8, training=True, batch_size=4, prefetch=prefetch))
+    next(batches)
+    until = time.monotonic() + 10
+    while prefetch and len(read) <= 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return len(read)
 
-    def decoded(prefetch: bool) -> int:
-        read.clear()
-        batches = iter(host.read(files, patch_size=SIZE, max_boxes=8, training=True, batch_size=4, prefetch=prefetch))
-        next(batches)
-        until = time.monotonic() + 10
-        while prefetch and len(read) <= 4 and time.monotonic() < until:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        return len(read)
 
-    assert decoded(prefetch=False) == 4
-    assert decoded(prefetch=True) > 4
+def test_reading_when_asked_reads_no_more(survey: str) -> None:
+    """Four records are decoded for the first batch of four; ahead of time, others follow at once.
+
+    In processes of their own: a training earlier in this one may have asked TensorFlow for deterministic operations, for good;
+    then it reads nothing with side effects ahead, as counting is.
+    """
+    files = divided(survey)[sources.TRAINING]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        asked, ahead = (pool.submit(decoded_at_first, files, prefetch) for prefetch in (False, True))
+        assert asked.result(timeout=120) == 4
+        assert ahead.result(timeout=120) > 4
 
 
 def test_a_run_keeps_its_anchors(survey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,3 +279,12 @@ def test_a_run_keeps_its_anchors(survey: str, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"holds a run with anchors=\[\[.*this one has \[\[5\.0, 6\.0\], \[8\.0, 7\.0\]"):
         train.run([*argv, "--anchors", write_anchors(tmp_path / "other.json", NINE)])
     assert len(started) == 3
+
+
+def test_a_loss_that_differs_between_levels_is_refused(survey: str, tmp_path: Path) -> None:
+    """Only the weight of objectness may: the others are one number in the loss."""
+    override = tmp_path / "override.yaml"
+    override.write_text("task: {model: {loss: {ignore_thresh: {all: null, '4': 0.5, '5': 0.7}}}}")
+    flags = {"head": "yolo3_dense_2", "params_override": str(override)}
+    with pytest.raises(InputError, match=r"task.model.loss.ignore_thresh=\{'4': 0.5, '5': 0.7\}: must be the same on all levels"):
+        configure.experiment(options(survey, **flags), plan(survey, head="yolo3_dense_2"))

@@ -261,9 +261,8 @@ def test_what_xla_lacks_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch
         return normalize(self, tf.ensure_shape(looked_at, images.shape))
 
     monkeypatch.setattr(retinanet.RetinaNetTask, "normalize", on_the_host)
-    message = (
-        r"\(predict\) cannot run on a TPU: tpu_train/experiments/retinanet.py:\d+ \(PyFunc\): XLA cannot compile PyFunc: .* in the input"
-    )
+    where = r"tpu_train/experiments/retinanet.py:\d+ \(PyFunc\)"
+    message = rf"\(predict\) cannot run on a TPU: {where}: XLA cannot compile PyFunc: .* in the input"
     with pytest.raises(InputError, match=message):
         lowering.lower(configured(), replicas=1, step="predict")
 

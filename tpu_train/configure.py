@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import tensorflow as tf
 import yaml
 from official.core import config_definitions
 from official.modeling import hyperparams
@@ -10,6 +11,7 @@ from survey.anchors import AnchorSpec
 from survey.errors import InputError
 from survey.heads import YoloHeads
 from tpu_train import augment, registry, schedules
+from tpu_train.experiments import yolo
 from tpu_train.models import backbones, yolo_networks
 from tpu_train.options import YOLO, Options
 from tpu_train.plan import Plan, head, version
@@ -95,6 +97,8 @@ def _override(config: config_definitions.ExperimentConfig, flag: str, values: An
     try:
         if values:
             hyperparams.override_params_dict(config, values, is_strict=True)
+    except tf.errors.NotFoundError as error:
+        raise InputError(f"{flag}={values}: neither a.b=1,a.c=2, nor a YAML file that exists") from error
     except (KeyError, ValueError, OSError, yaml.YAMLError) as error:
         raise InputError(f"{flag}: {error}") from error
 
@@ -129,6 +133,7 @@ def _check(config: config_definitions.ExperimentConfig, options: Options) -> Non
     if options.model == YOLO:
         yolo_networks.check(options.backbone, head(options), version(options), image_sizes=sizes, freeze_level=frozen)
         yolo_networks.check_init(options.backbone, task.init)
+        yolo.loss_settings(task.model)  # refuses what cannot be
         return
     if task.model.backbone.type != backbones.BACKBONES[options.backbone].config["type"]:
         raise InputError(

@@ -53,7 +53,7 @@ class Data(cfg.DataConfig):
 
 @dataclasses.dataclass
 class Config(cfg.TaskConfig):
-    """What is learned from what, whatever the network.
+    """What is learned from what, whatever the network. Each network's own has `suppress(score_floor=, nms_iou=)` for the export.
 
     Attributes:
       dataset: folder written by `rookery shard`.
@@ -87,10 +87,6 @@ class Config(cfg.TaskConfig):
     validation_iou: float = 0.5
     prefetch: bool = True
     seed: int = 0
-
-    def suppress(self, *, score_floor: float, nms_iou: float) -> None:
-        """Sets from which score detections are kept, and from which IoU two of one class are one object."""
-        raise NotImplementedError
 
 
 def experiment(task: Config) -> cfg.ExperimentConfig:
@@ -154,16 +150,16 @@ class DetectorTask(base_task.Task):
         """
 
     @abstractmethod
-    def positive(self, targets: Any, size: int) -> tf.Tensor:
+    def positive(self, assigned: Any, size: int) -> tf.Tensor:
         """Bool [B, N]: which of `anchor_boxes` is to find an object, of images of `size` px."""
 
     @abstractmethod
-    def losses(self, outputs: Any, targets: Any, model: tf_keras.Model) -> Sequence[tf.Tensor]:
+    def losses(self, outputs: Any, assigned: Any, model: tf_keras.Model) -> Sequence[tf.Tensor]:
         """The losses of one replica, float32 [] each, as LOSSES names them.
 
         Args:
           outputs: of the network, in float32.
-          targets: see `targets`.
+          assigned: what `targets` made.
           model: whose own losses, such as weight decay, are added.
         """
 

@@ -127,13 +127,13 @@ class RetinaNetTask(detector.DetectorTask, garden_task.RetinaNetTask):
             "box_weights": assigned.box_weights,
         }
 
-    def positive(self, targets: dict[str, Any], size: int) -> tf.Tensor:
+    def positive(self, assigned: dict[str, Any], size: int) -> tf.Tensor:
         """Bool [B, N]: which anchor is to find an object."""
-        return targets["box_weights"] > 0
+        return assigned["box_weights"] > 0
 
-    def losses(self, outputs: dict[str, Any], targets: dict[str, Any], model: tf_keras.Model) -> Sequence[tf.Tensor]:
+    def losses(self, outputs: dict[str, Any], assigned: dict[str, Any], model: tf_keras.Model) -> Sequence[tf.Tensor]:
         """Model Garden's: total, focal, Huber, and the total with weight decay."""
-        losses: Sequence[tf.Tensor] = self.build_losses(outputs=outputs, labels=targets, aux_losses=model.losses)
+        losses: Sequence[tf.Tensor] = self.build_losses(outputs=outputs, labels=assigned, aux_losses=model.losses)
         return losses
 
     def outputs(self, model: tf_keras.Model, images: tf.Tensor, size: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from official.core import config_definitions as cfg
 from official.core import exp_factory, task_factory
 from official.vision.modeling.layers import detection_generator
 
+from survey.errors import InputError
 from survey.heads import YoloHeads
 from tpu_train.experiments import detector
 from tpu_train.models import darknet, mish, networks
@@ -66,13 +67,18 @@ def heads(model: darknet.Model) -> YoloHeads:
 
 
 def loss_settings(model: darknet.Model) -> loss.LossSettings:
-    """The loss that a model configuration means, in which all levels but for their objectness have one."""
+    """The loss that a model configuration means.
+
+    Raises:
+      InputError: a setting other than the weight of objectness differs between levels, or is out of its range.
+    """
     given, levels = model.loss, [str(level) for level in heads(model).levels]
 
     def one(name: str) -> Any:
-        values = {getattr(given, name).get()[level] for level in levels}
-        assert len(values) == 1, f"task.model.loss.{name} differs between levels"
-        return values.pop()
+        values = {level: getattr(given, name).get()[level] for level in levels}
+        if len(set(values.values())) > 1:
+            raise InputError(f"task.model.loss.{name}={values}: must be the same on all levels; set {name}.all instead")
+        return values[levels[0]]
 
     return loss.LossSettings(
         scaled=given.use_scaled_loss,
@@ -132,7 +138,7 @@ class YoloTask(detector.DetectorTask):
         return targets.positive(self.heads, assigned, size)
 
     def losses(self, outputs: Mapping[str, Any], assigned: Targets, model: tf_keras.Model) -> Sequence[tf.Tensor]:
-        """What is minimised, the parts as Model Garden reports them, and what is minimised with weight decay."""
+        """What is minimised, weight decay included, and its parts as Model Garden reports them: boxes, objectness, classes."""
         config = self.task_config.model
         raw = {int(level): value for level, value in outputs["raw_output"].items()}
         found = loss.loss(self.heads, loss_settings(config), raw, assigned, num_classes=config.num_classes)
