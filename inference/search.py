@@ -1,6 +1,6 @@
-"""Searches patches of one raster: pixels are read and decoded ahead by threads while the model works, boxes come out.
+"""Searches patches of one raster: pixels are read ahead while the model works, boxes come out.
 
-    reading threads  ──batches of pixels──▶  model (this thread)  ──raw heads──▶  one decoding thread  ──▶  claims
+    reading threads  ──batches of pixels──▶  two looking threads: model, then raw heads to boxes  ──▶  claims
 
 A few batches are under way at a time, so memory does not grow with the raster. What is found in a patch depends on its pixels
 alone, and comes out in the order asked for.
@@ -22,7 +22,9 @@ from survey import boxes, resample
 from survey.detections import Detections
 from survey.geometry import PatchGrid, Window
 
-# Batches being read while the model works on one. More are no faster: pixels that wait have left the processor's cache.
+# Batches that are looked at together: where the model leaves cores idle, or an accelerator has them all, the other is decoded.
+LOOKS = 2
+# Batches being read meanwhile. More are no faster: pixels that wait have left the processor's cache.
 BATCHES_AHEAD = 1
 # Threads that decode image tiles, one more than cores, since neighbouring patches wait for each other's tiles. A CPU's forward
 # pass wants the same cores; an accelerator is fed by about so many.
@@ -136,22 +138,21 @@ def search(
     size = detector.batch_size
     batches = deque(indices[i : i + size] for i in range(0, len(indices), size))
     reading = ThreadPoolExecutor(threads, thread_name_prefix="read")
-    decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
-    ahead: deque[_Batch] = deque()
-    behind: deque[tuple[Sequence[int], Future[list[Found]]]] = deque()
+    looking = ThreadPoolExecutor(LOOKS, thread_name_prefix="look")
+    under_way: deque[tuple[Sequence[int], Future[list[Found]]]] = deque()
+
+    def look(batch: _Batch) -> list[Found]:
+        return detector.decode(detector.run(batch.images()))
+
     try:
-        while batches or ahead:
-            while batches and len(ahead) <= BATCHES_AHEAD:
-                ahead.append(_Batch(reading, raster, grid, batches.popleft(), scale))
-            batch = ahead.popleft()
-            behind.append((batch.indices, decoding.submit(detector.decode, detector.run(batch.images()))))
-            if len(behind) > 1:
-                yield from _claims(grid, *behind.popleft())
-        while behind:
-            yield from _claims(grid, *behind.popleft())
+        while batches or under_way:
+            while batches and len(under_way) < LOOKS + BATCHES_AHEAD:
+                batch = _Batch(reading, raster, grid, batches.popleft(), scale)
+                under_way.append((batch.indices, looking.submit(look, batch)))
+            yield from _claims(grid, *under_way.popleft())
     finally:
         reading.shutdown(cancel_futures=True)
-        decoding.shutdown(cancel_futures=True)
+        looking.shutdown(cancel_futures=True)
 
 
 class _Batch:

@@ -37,7 +37,7 @@ CUT_TOLERANCE_PX = 2.0  # and at least this, for small objects
 
 # Pairs looked at in one piece: some 500 MB of arrays.
 CANDIDATES_AT_ONCE = 2_000_000
-REACH_SLACK_PX = 0.01  # for the rounding of sums
+REACH_SLACK_PX, IOU_SLACK = 0.01, 1e-6  # for the rounding of sums
 
 
 def claims(boxes_mosaic_px: np.ndarray, core: Window) -> np.ndarray:
@@ -191,7 +191,7 @@ def _near(views: _Views, nms_iou: float) -> Iterator[tuple[np.ndarray, np.ndarra
 
     Where two boxes have an IoU above t, so have their shadows on each axis. Shadows of lengths p and q whose middles are d apart
     then have (p + q) / 2 - d > t ((p + q) / 2 + d) and t p < q < p / t, hence d < p (1 - t) / 2 t. What two patches agree on lies
-    within the pixels that both saw, where their IoU is largest.
+    within the pixels that both saw, where their IoU is largest: pairs that are near are compared there.
     """
     mine, others = np.flatnonzero(views.first), np.flatnonzero(~views.first)
     if not len(mine) or not len(others):
@@ -211,7 +211,14 @@ def _near(views: _Views, nms_iou: float) -> Iterator[tuple[np.ndarray, np.ndarra
         rank = np.arange(total.sum()) - np.repeat(np.cumsum(total) - total, total)
         i, j = np.repeat(mine[piece], total), others[np.repeat(first[piece], total) + rank]
         near = np.abs(across[i] - across[j]) <= far[i]
-        yield i[near], j[near]
+        i, j = i[near], j[near]
+        shared = np.ones(len(i))
+        for middle, length in zip(views.middle.T, views.length.T, strict=True):
+            touching = (length[i] + length[j]) / 2 - np.abs(middle[i] - middle[j])
+            shared *= np.maximum(np.minimum(touching, np.minimum(length[i], length[j])), 0)
+        area = views.length[:, 0] * views.length[:, 1]
+        close = shared * (1 + nms_iou) >= (nms_iou - IOU_SLACK) * (area[i] + area[j])
+        yield i[close], j[close]
 
 
 def _groups(pairs: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,25 +234,30 @@ def _groups(pairs: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _entangled(pairs: np.ndarray, windows: np.ndarray) -> list[list[int]]:
     """Groups of views, from the best pair down."""
-    linked = set(map(tuple, pairs.tolist()))
-    group_of: dict[int, list[int]] = {}
-    # Plain numbers: numpy takes longer to begin than Python to compare two windows.
+    # Plain numbers, one for a pair: numpy takes longer to begin than Python to compare two windows, and objects would be counted
+    # by the garbage collector, which then walks through all that TensorFlow has made.
+    number = len(windows)
+    linked = set((pairs[:, 0] * number + pairs[:, 1]).tolist())
     involved = np.unique(pairs)
-    seen = dict(zip(involved.tolist(), windows[involved].tolist(), strict=True))
+    top, left, bottom, right = (dict(zip(involved.tolist(), side, strict=True)) for side in windows[involved].T.tolist())
+    group_of: dict[int, list[int]] = {}
 
     def compatible(a: int, b: int) -> bool:
-        if (min(a, b), max(a, b)) in linked:
+        if (a * number + b if a < b else b * number + a) in linked:
             return True
         # Patches far apart on a large object share no pixels, so their views cannot contradict each other.
-        (top, left, bottom, right), (y0, x0, y1, x1) = seen[a], seen[b]
-        return bottom <= y0 or y1 <= top or right <= x0 or x1 <= left
+        return bottom[a] <= top[b] or bottom[b] <= top[a] or right[a] <= left[b] or right[b] <= left[a]
 
-    for i, j in pairs.tolist():
-        one, other = group_of.setdefault(i, [i]), group_of.setdefault(j, [j])
-        if one is not other and all(compatible(a, b) for a in one for b in other):
-            one.extend(other)
-            group_of.update(dict.fromkeys(other, one))
-    return [group for group in {id(group): group for group in group_of.values()}.values() if len(group) > 1]
+    for i, j in zip(*pairs.T.tolist(), strict=True):
+        one, other = group_of.get(i), group_of.get(j)
+        if one is None and other is None:
+            group_of[i] = group_of[j] = [i, j]
+        elif one is not other and all(compatible(a, b) for a in one or [i] for b in other or [j]):
+            joined = one or other or []
+            added = (other or [j]) if one else [i]
+            joined.extend(added)
+            group_of.update(dict.fromkeys(added, joined))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def _settled(
@@ -321,5 +333,11 @@ def _cores(grid: PatchGrid) -> np.ndarray:
 
 def _ordered(found: Detections) -> Detections:
     """Best score first; ties by patch, class and place, so that the order in which patches came in does not matter."""
-    y0, x0, y1, x1 = found.boxes_mosaic_px.T
-    return found.take(np.lexsort((x1, y1, x0, y0, found.class_ids, found.patch_ids, -found.scores)))
+    order = np.argsort(-found.scores, kind="stable")
+    ranked = found.scores[order]
+    same = ranked[1:] == ranked[:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    few = found.take(order[tied])  # most scores are no other box's
+    y0, x0, y1, x1 = few.boxes_mosaic_px.T
+    order[tied] = order[tied][np.lexsort((x1, y1, x0, y0, few.class_ids, few.patch_ids, -few.scores))]
+    return found.take(order)
