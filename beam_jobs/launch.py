@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     SetupOptions,
     StandardOptions,
+    TestOptions,
     _BeamArgumentParser,
 )
 from apache_beam.portability.api import beam_provision_api_pb2
@@ -24,7 +25,7 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms import environments
 
-from beam_jobs import dataflow
+from beam_jobs import dataflow, request
 from survey import flags
 from survey.errors import InputError
 
@@ -40,6 +41,8 @@ class _Parser(_BeamArgumentParser):
 
 def options(argv: Sequence[str], own: Iterable[str], *, prog: str) -> PipelineOptions:
     """Beam's options from the flags that a verb did not know.
+
+    With --dry_run, prints the request that Dataflow would get and ends the process, as --help does: nothing was read or written.
 
     Args:
       argv: the flags left over by `survey.flags.parse(..., passthrough=True)`.
@@ -57,6 +60,8 @@ def options(argv: Sequence[str], own: Iterable[str], *, prog: str) -> PipelineOp
     for group in PipelineOptions.__subclasses__():
         if group.__module__.startswith("apache_beam."):
             group._add_argparse_args(parser)
+    # Beam's --dry_run wants a value, which nobody would guess.
+    argv = ["--dry_run=True" if argument == "--dry_run" else argument for argument in argv]
     _, unknown = parser.parse_known_args(argv)
     beams = [text.lstrip("-") for action in parser._actions for text in action.option_strings]
     flags.refuse_unknown(unknown, [*own, *beams], prog=prog)
@@ -78,6 +83,12 @@ def options(argv: Sequence[str], own: Iterable[str], *, prog: str) -> PipelineOp
         raise InputError("--save_main_session: workers import Rookery as a package; leave the flag out")
     if dataflow.chosen(chosen):
         dataflow.check(chosen)
+    if chosen.view_as(TestOptions).dry_run:
+        if not dataflow.chosen(chosen):
+            # Beam would run the job: on other runners its flag means nothing.
+            raise InputError("--dry_run: shows the request to Dataflow, and goes with --runner DataflowRunner; leave it out")
+        print(request.text(chosen))
+        raise SystemExit(0)
     return chosen
 
 

@@ -32,7 +32,8 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a child is started by its path, not as a module
 
-from tpu_train.preflight import accelerators, compiler, hlo, traffic
+from survey import accelerators
+from tpu_train.preflight import compiler, hlo, traffic
 
 CONFIG = Path(__file__).parent.parent / "tpu_train/configs/retinanet_r50_tpu.yaml"
 STOCK, OURS = "Model Garden", "rookery"

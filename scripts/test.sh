@@ -10,8 +10,8 @@ export PATH="$PWD/.venv/bin:$PATH"
 # The report is tested in a real browser. Where it cannot be had, those tests skip and say so.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   say "Chromium"
-  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } >/dev/null ||
-    echo "apt-get could not install chromium: the tests of the report in a browser will skip"
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } >/dev/null \
+    || echo "apt-get could not install chromium: the tests of the report in a browser will skip"
 fi
 
 say "Style, types, shell scripts"

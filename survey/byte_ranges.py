@@ -12,6 +12,8 @@ from survey import storage
 # A request to a bucket takes about 30 ms whatever its size; 4 MiB, tens of tiles that lie side by side, takes twice that.
 CHUNK_BYTES = 4 << 20
 CHUNKS_KEPT = 8
+# Asked of the chunks at a time by who reads front to back.
+STREAM_BYTES = 1 << 20
 
 
 class ByteRanges(Protocol):
@@ -29,6 +31,17 @@ class ByteRanges(Protocol):
 def open_ranges(path: str) -> ByteRanges:
     """Opens a local path or a gs:// URL for reading in pieces."""
     return BucketRanges(path) if storage.is_remote(path) else LocalRanges(path)
+
+
+def open_stream(path: str) -> io.BufferedReader:
+    """Opens a local path or a gs:// URL for reading front to back; of an object no more than a few chunks are in memory.
+
+    Raises:
+      FileNotFoundError: there is none; of an object at the first read.
+    """
+    if storage.is_remote(path):
+        return io.BufferedReader(RangesFile(BucketRanges(path)), STREAM_BYTES)
+    return open(path, "rb")
 
 
 class LocalRanges:

@@ -36,6 +36,19 @@ def read(path: str) -> bytes:
         return file.read()
 
 
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """`length` bytes of a file from `offset`, or as many as there are.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if storage.is_remote(path):
+        return storage.read_range(path, offset, offset + length - 1) if length > 0 else b""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
 def write(path: str, content: bytes) -> None:
     """Publishes a file in one step: readers see the old one, or the new one, never a part."""
     if storage.is_remote(path):
@@ -102,6 +115,29 @@ def publish(temporary: str, path: str, sha256: str) -> None:
         storage.upload(temporary, path, sha256)
     else:
         os.replace(temporary, path)
+
+
+def publish_folder(temporary: str, folder: str, *, last: str) -> None:
+    """Publishes a local folder: on a disk, where it must lie beside its place, in one step; in Cloud Storage file by file.
+
+    Args:
+      temporary: the finished folder; on a disk it is moved.
+      folder: where; there must be none, or on a disk an empty one.
+      last: name of the file in it that says that the folder is complete: it is uploaded when all others are there.
+    """
+    if not storage.is_remote(folder):
+        with suppress(FileNotFoundError):
+            os.rmdir(folder)
+        os.replace(temporary, folder)
+        return
+    found = [os.path.relpath(os.path.join(top, name), temporary) for top, _, names in os.walk(temporary) for name in names]
+
+    def send(name: str) -> None:
+        local = os.path.join(temporary, name)
+        storage.upload(local, f"{folder.rstrip('/')}/{name}", sha256(local))
+
+    storage.in_parallel(send, sorted(name for name in found if name != last))
+    send(last)
 
 
 def exists(path: str) -> bool:
@@ -193,14 +229,25 @@ def read_json(path: str, what: str) -> dict[str, Any]:
     return value
 
 
-def read_table(path: str) -> "pa.Table":
-    """A Parquet file. Arrow would read gs:// by a client of its own, which knows neither our credentials nor our errors."""
+def read_table(path: str, columns: Sequence[str] | None = None) -> "pa.Table":
+    """A Parquet file. Arrow would read gs:// by a client of its own, which knows neither our credentials nor our errors.
+
+    Args:
+      path: the file.
+      columns: those to read; None for all.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is no Parquet file, or lacks a column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Not `pq.read_table`, which takes a folder named a=1 on the way for a column.
     with pq.ParquetFile(pa.BufferReader(read(path)) if storage.is_remote(path) else path) as file:
-        return file.read()
+        if lacking := set(columns or ()) - set(file.schema_arrow.names):
+            raise ValueError(f"{path} lacks the columns {', '.join(sorted(lacking))}")
+        return file.read(columns)
 
 
 def write_table(path: str, table: "pa.Table") -> None:

@@ -90,12 +90,15 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 
 def exit_with(run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a verb and ends the process: 0 for success, 2 with one line for bad input, whatever else the verb returns."""
+    """Runs a verb and ends the process: 2 with one line for bad input, 1 with one for a service that is away, or its code."""
     try:
         code = run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except ConnectionError as error:  # the service was away for minutes: the same command is right, and may succeed
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -4,11 +4,14 @@
     JPEG, PNG                                    row_bands: front to back, a band of rows in memory
     anything else that GDAL reads                GDAL, window by window
 
-Windows may be asked for in any order, and are cheapest in row order.
+Windows may be asked for in any order, and are cheapest in row order. Of a raster in a bucket the first way fetches ranges; for
+the others it is copied to TMPDIR when the first pixel is asked for.
 """
 
 import math
 import os
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +21,11 @@ from typing import Protocol, Self
 import numpy as np
 import rasterio
 import rasterio.windows
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from survey import storage
+from survey import gdal_cache, storage
 from survey import stretch as stretching
 from survey.errors import InputError
 from survey.geometry import Window
@@ -46,6 +50,10 @@ MAX_BLOCK_BYTES = 1 << 30
 # Of 16-bit mosaics so many blocks, evenly spread, say how to stretch: 16 million pixels in all, or the whole if it is smaller.
 SAMPLED_BLOCKS_A_SIDE = 16
 SAMPLED_BLOCK_PX = 256
+
+# In a bucket a file counts as unreadable when GDAL says so this often; in between are so many seconds, then twice as many.
+REFUSALS = 3
+RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class Raster:
 
     def __init__(self, path: str, *, stretch: Stretch | None = None, max_pixels: int | None = None) -> None:
         self.path = path
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         try:
             self._dataset = _open(path)
         except RasterioError as error:
@@ -111,6 +120,8 @@ class Raster:
         if self._pixels is not None:
             self._pixels.close()
         self._dataset.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def info(self) -> RasterInfo:
         """What the header says; of a 16-bit raster a sample of the pixels is read too, to measure its stretch."""
@@ -234,7 +245,24 @@ class Raster:
             if tiff is not None:
                 return tiff
         bands = list(range(1, dataset.count + 1))
-        return RowBands(dataset, bands) if self.one_pass else _GdalWindows(dataset, bands)
+        return RowBands(self._for_gdal(), bands) if self.one_pass else _GdalWindows(self._for_gdal(), bands)
+
+    def _for_gdal(self) -> rasterio.DatasetReader:
+        """The dataset for reading pixels through GDAL; of a raster in a bucket a copy in TMPDIR, made when it is first needed.
+
+        GDAL takes an answer whose connection broke for all there is: of half a PNG it gives pixels, and no error.
+        """
+        if storage.is_remote(self.path) and self._copy is None:
+            self._copy = tempfile.TemporaryDirectory(prefix="rookery-raster-")
+            for part in self._dataset.files:  # with what lies beside it, such as a mask
+                storage.download(storage.SCHEME + part.removeprefix("/vsigs/"), self._copied(part))
+            self._dataset.close()
+            self._dataset = rasterio.open(self._copied(self.path))
+        return self._dataset
+
+    def _copied(self, path: str) -> str:
+        assert self._copy is not None
+        return os.path.join(self._copy.name, os.path.basename(path))
 
     def _opened(self) -> _Pixels:
         if self._pixels is None:
@@ -273,7 +301,7 @@ class Raster:
             return (self._read(window)[..., self._colours] != nodata).any(axis=-1)
         region = rasterio.windows.Window(window.x0, window.y0, window.width, window.height)
         try:
-            return self._dataset.dataset_mask(window=region) > 0
+            return self._for_gdal().dataset_mask(window=region) > 0
         except RasterioError as error:
             raise self._damaged(window, error) from error
 
@@ -323,4 +351,36 @@ def _palette(dataset: rasterio.DatasetReader) -> np.ndarray | None:
 
 
 def _open(path: str) -> rasterio.DatasetReader:
-    return rasterio.open(storage.gdal_path(path) if storage.is_remote(path) else path)
+    """Opens a raster; one in a bucket when two looks at it agree.
+
+    GDAL takes an answer whose connection broke for a file that ends there, and says nothing: half a world file is no world file,
+    and the mosaic has lost its place. So what it says is believed when it says it again, having fetched everything anew; and that
+    a file cannot be opened, when it says so REFUSALS times.
+
+    Raises:
+      RasterioError: it cannot be opened.
+    """
+    if not storage.is_remote(path):
+        return rasterio.open(path)
+    before, refused = None, 0
+    while True:
+        gdal_cache.forget(path)
+        try:
+            dataset = rasterio.open(storage.gdal_path(path))
+            said = _said(dataset)
+        except (RasterioError, CPLE_BaseError) as error:
+            refused += 1
+            if refused == REFUSALS:
+                raise error if isinstance(error, RasterioError) else RasterioError(str(error)) from error
+            time.sleep(RETRY_S * refused)
+            continue
+        if said == before:
+            return dataset
+        before = said
+        dataset.close()
+
+
+def _said(dataset: rasterio.DatasetReader) -> str:
+    """All that the files of a raster say besides pixels."""
+    masks = dataset.mask_flag_enums
+    return repr((sorted(map(str, dataset.profile.items())), dataset.colorinterp, masks, dataset.tags(), dataset.files))

@@ -1,8 +1,9 @@
 """Objects in Google Cloud Storage by their gs:// address: what `survey.files` does where a path is no local one.
 
 The client honours STORAGE_EMULATOR_HOST, as Google's own does, and then needs no credentials. An object appears whole or not
-at all, its checksum is compared by the server, and requests that fail with 429 or 503 are tried again for two minutes: all of
-that is the client's doing. This module adds folders, patterns, and errors that say what to do.
+at all, its checksum is compared by the server, and requests that fail with 429 or 503, or whose connection breaks before or
+within the answer, are tried again for two minutes: all of that is the client's doing. This module adds folders, patterns, what
+the client leaves open (an upload that the service forgot, an answer that was lost), and errors that say what to do.
 """
 
 import base64
@@ -10,11 +11,13 @@ import functools
 import hashlib
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from survey import glob_pattern
 from survey.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 SCHEME = "gs://"
 # Custom metadata of the objects that we write: lets a later run check them without reading them.
 _SHA256 = "rookery-sha256"
+# And of those that only one writer may write: whose it is. A random number for each call.
+_WRITER = "rookery-writer"
+# The service may forget an upload in pieces and then says 404 or 410 of it: https://cloud.google.com/storage/docs/resumable-uploads
+_UPLOADS = 3
 # Requests are a few kilobytes and wait for the network: more of them at once than cores, fewer than the client's ten sockets.
 _AT_ONCE = 8
 
@@ -87,6 +94,16 @@ def read_range(url: str, first: int, last: int) -> bytes:
             return b""
 
 
+def download(url: str, local: str) -> None:
+    """Copies an object to a local file, and compares its checksum.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+    """
+    with _explained(url):
+        _blob(url).download_to_filename(local)
+
+
 def write(url: str, content: bytes, *, only_if_new: bool = False) -> bool:
     """Writes an object in one step.
 
@@ -102,11 +119,19 @@ def write(url: str, content: bytes, *, only_if_new: bool = False) -> bool:
 
     blob = _blob(url)
     blob.metadata = {_SHA256: hashlib.sha256(content).hexdigest()}
-    with _explained(url):
-        try:
-            blob.upload_from_string(content, if_generation_match=0 if only_if_new else None)
-        except PreconditionFailed:
-            return False
+    if not only_if_new:
+        with _explained(url):
+            blob.upload_from_string(content)
+        return True
+    writer = uuid.uuid4().hex
+    blob.metadata |= {_WRITER: writer}
+    try:
+        with _explained(url):
+            blob.upload_from_string(content, if_generation_match=0)
+    except PreconditionFailed:
+        # Perhaps by ourselves: the answer to our first try was lost, and the client tried again.
+        found = _found(url)
+        return found is not None and (found.metadata or {}).get(_WRITER) == writer
     return True
 
 
@@ -118,10 +143,19 @@ def upload(local: str, url: str, sha256: str) -> None:
       url: where.
       sha256: of the file, hex; kept with the object.
     """
-    blob = _blob(url)
-    blob.metadata = {_SHA256: sha256}
-    with _explained(url):
-        blob.upload_from_filename(local)
+    from google.api_core.exceptions import GoogleAPICallError
+
+    bucket, _ = split(url)
+    for left in reversed(range(_UPLOADS)):
+        blob = _blob(url)
+        blob.metadata = {_SHA256: sha256}
+        with _explained(url):
+            try:
+                blob.upload_from_filename(local)
+                return
+            except GoogleAPICallError as error:
+                if error.code not in (404, 410) or not left or not _bucket_exists(bucket):
+                    raise
 
 
 def exists(url: str) -> bool:
@@ -151,6 +185,13 @@ def recorded_sha256s(folder: str) -> dict[str, str]:
     with _explained(folder):
         found = {blob.name: blob.metadata or {} for blob in _client().list_blobs(bucket, prefix=prefix, delimiter="/")}
     return {name.removeprefix(prefix): metadata[_SHA256] for name, metadata in found.items() if _SHA256 in metadata}
+
+
+def all_ours(folder: str) -> bool:
+    """Whether we wrote every object below a folder, as far as their metadata say; one listing, nothing is read."""
+    bucket, prefix = _prefix(folder)
+    with _explained(folder):
+        return all(_SHA256 in (blob.metadata or {}) for blob in _client().list_blobs(bucket, prefix=prefix))
 
 
 def fingerprint(url: str) -> str:
@@ -194,7 +235,7 @@ def match(pattern: str) -> list[str]:
     fixed = re.split(r"[*?\[]", name)[0]
     # One level is enough where only the last part has signs.
     delimiter = None if "/" in name[len(fixed) :] or "**" in name else "/"
-    wanted = re.compile(_expression(name))
+    wanted = re.compile(glob_pattern.expression(name))
     with _explained(pattern):
         found = [blob.name for blob in _client().list_blobs(bucket, prefix=fixed, delimiter=delimiter)]
     return sorted(f"{SCHEME}{bucket}/{name}" for name in found if not name.endswith("/") and wanted.fullmatch(name))
@@ -317,6 +358,11 @@ def _explained(url: str) -> Iterator[None]:
                 f"gcloud storage buckets create {SCHEME}{bucket}"
             ) from error
         raise FileNotFoundError(f"{url} does not exist") from error
+    except _unanswered() as error:
+        raise ConnectionError(
+            f"{url}: Cloud Storage did not answer for two minutes ({_reason(error)}): look at the network and at "
+            "https://status.cloud.google.com, then give the same command again; what is finished is kept"
+        ) from error
     except (DefaultCredentialsError, RefreshError, exceptions.Unauthorized) as error:
         raise InputError(f"{url}: no valid Google credentials: run gcloud auth application-default login") from error
     except exceptions.Forbidden as error:
@@ -324,6 +370,20 @@ def _explained(url: str) -> Iterator[None]:
             f"{url}: access denied ({error.message}): ask for the role Storage Object User on the bucket, or log in as someone "
             "who has it with gcloud auth application-default login"
         ) from error
+
+
+def _unanswered() -> tuple[type[Exception], ...]:
+    """What the client raises when it has tried again for as long as it does."""
+    import requests
+    from google.api_core import exceptions
+    from google.auth.exceptions import TransportError
+
+    return exceptions.RetryError, exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException, TransportError
+
+
+def _reason(error: Exception) -> str:
+    """The last thing that went wrong, in a line."""
+    return (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _bucket_exists(bucket: str) -> bool:
@@ -335,28 +395,3 @@ def _bucket_exists(bucket: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-def _expression(pattern: str) -> str:
-    r"""A glob pattern of names with slashes as a regular expression.
-
-    >>> print(_expression("a/**/*.tif"))
-    a/(?:(?!\.)[^/]*/)*(?!\.)[^/]*\.tif
-    """
-    parts = pattern.split("/")
-    result = ""
-    for i, part in enumerate(parts):
-        if part == "**":
-            # Any number of folders; at the end also the file.
-            result += r"(?:(?!\.)[^/]*/)*" + (r"(?!\.)[^/]*" if i == len(parts) - 1 else "")
-            continue
-        if part[:1] in ("*", "?", "["):
-            result += r"(?!\.)"  # a leading dot must be asked for, as on local disks
-        for sign in re.findall(r"\[!?\]?[^\]]*\]|.", part, re.DOTALL):
-            if sign.startswith("[") and len(sign) > 1:
-                inner = re.sub(r"[\[\\^&~|]", r"\\\g<0>", sign[1:-1])
-                result += "[" + ("^" + inner[1:] if inner.startswith("!") else inner) + "]"
-            else:
-                result += {"*": "[^/]*", "?": "[^/]"}.get(sign, re.escape(sign))
-        result += "/" if i < len(parts) - 1 else ""
-    return result

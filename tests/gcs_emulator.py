@@ -4,12 +4,15 @@ What is added to the emulator, because GDAL, TensorFlow or our tests ask for it 
 
 - the XML listing of a bucket (GET /BUCKET/?prefix=...), without which GDAL tries every name that a sidecar file might have;
 - 416 for a range beyond the end;
+- `if_generation_match=0`: 412 where the object is there;
+- an upload in pieces that is asked how far it is: no range where nothing has arrived, and the object where all has (the emulator
+  says one byte, and 404: the one spoils what TensorFlow sends again, the other an upload whose last answer was lost);
 - empty objects by a media upload, which is how TensorFlow makes folders;
 - many requests at once: the emulator takes one connection after the other, and one client that has connected but waits for
   another of its own (a process whose GIL TensorFlow holds while it reads) would stop it for good;
 - `POST /_fail?status=503&times=2&match=TEXT`: the next requests whose line contains TEXT fail.
 
-Not to be had: if_generation_match is ignored, and there are neither credentials nor permissions.
+Not to be had: preconditions on other generations, credentials, permissions.
 """
 
 import http.server
@@ -31,6 +34,9 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
+
+# Set by `survey.storage` where GDAL reads an object.
+GDALS = ("CPL_GS_ENDPOINT", "GS_NO_SIGN_REQUEST", "GDAL_HTTP_MAX_RETRY", "GDAL_HTTP_RETRY_DELAY", "GDAL_HTTP_RETRY_CODES")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ def gcs(_gcs_server: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     for name, value in _gcs_server.environment.items():
         monkeypatch.setenv(name, value)
     # `survey.storage` tells GDAL of the emulator by these: they must not outlive the test.
-    for name in ("CPL_GS_ENDPOINT", "GS_NO_SIGN_REQUEST", "GDAL_HTTP_MAX_RETRY", "GDAL_HTTP_RETRY_DELAY"):
+    for name in GDALS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return _gcs_server
@@ -136,7 +142,10 @@ def _serve(port: int, log: Path) -> None:
 
     failing, one_at_a_time = {"status": 0, "times": 0, "match": ""}, threading.Lock()
     lines = log.open("a", buffering=1)
-    read_data, close, handle, download = emulator._read_data, emulator.Response.close, emulator.Router.handle, objects.download
+    read_data, close, handle = emulator._read_data, emulator.Response.close, emulator.Router.handle
+    download, insert, upload_partial = objects.download, objects.insert, objects.upload_partial
+    incomplete, finalize = objects._resumable_incomplete, objects._finalize_resumable_object
+    finished: dict[str, dict[str, object]] = {}
 
     def read_data_as_gcs(handler: object, query: dict[str, list[str]]) -> object:
         data = read_data(handler, query)
@@ -202,14 +211,40 @@ def _serve(port: int, log: Path) -> None:
             response._headers = {"Content-Range": f"bytes */{total[1]}"}
             response.write_file(b"")
 
+    def insert_as_gcs(request: object, response: emulator.Response, storage: object, *more: object) -> None:
+        if request.query.get("ifGenerationMatch") == ["0"]:
+            data = request.data if isinstance(request.data, dict) else {}
+            name = request.query.get("name", [None])[0] or (data.get("meta") or data).get("name")
+            if storage.get_file_list(request.params["bucket_name"], name)[0][:1]:
+                response.status = emulator.HTTPStatus.PRECONDITION_FAILED
+                response.json({"error": {"code": 412, "message": "the object is there"}})
+                return
+        insert(request, response, storage, *more)
+
+    def upload_partial_as_gcs(request: object, response: emulator.Response, storage: object, *more: object) -> None:
+        if done := finished.get(request.query["upload_id"][0]):
+            response.json(done)
+        else:
+            upload_partial(request, response, storage, *more)
+
+    def finalize_as_gcs(response: emulator.Response, storage: object, obj: dict[str, object], data: bytes, upload: str) -> None:
+        finalize(response, storage, obj, data, upload)
+        finished[upload] = obj
+
+    def incomplete_as_gcs(response: emulator.Response, storage: object, upload: str, fallback_end: int = 0) -> None:
+        incomplete(response, storage, upload, fallback_end)
+        if not storage.get_resumable_byte_count(upload) and not fallback_end:
+            del response._headers["Range"]
+
     emulator._read_data = read_data_as_gcs
     emulator.Response.close = close_and_log
     emulator.Router.handle = handle_in_turn
     http.server.HTTPServer = Threads
-    objects.download = download_as_gcs
+    ours = {download: download_as_gcs, insert: insert_as_gcs, upload_partial: upload_partial_as_gcs}
+    objects.download, objects.insert, objects.upload_partial = ours.values()
+    objects._resumable_incomplete, objects._finalize_resumable_object = incomplete_as_gcs, finalize_as_gcs
     emulator.HANDLERS = tuple(
-        (path, {verb: download_as_gcs if one is download else one for verb, one in verbs.items()})
-        for path, verbs in emulator.HANDLERS
+        (path, {verb: ours.get(one, one) for verb, one in verbs.items()}) for path, verbs in emulator.HANDLERS
     )
     server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bkt")
     server.start()

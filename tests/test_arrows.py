@@ -13,13 +13,14 @@ import rookery
 
 ROOT = Path(__file__).parent.parent
 STAGES = {"pipeline", "tpu_train", "inference"}
-OURS = {"survey", "beam_jobs", "rookery", *STAGES}
+OURS = {"survey", "beam_jobs", "cloud", "rookery", *STAGES}
 TENSORFLOW = {"tensorflow", "tf_keras", "keras", "official", "orbit", "tensorflow_models"}
 THE_FILES_OF_INFERENCE = {"inference/model_runner.py", "inference/decode_xla.py"}
 
 MAY_IMPORT = {
     "survey": {"survey"},
     "beam_jobs": {"beam_jobs", "survey"},
+    "cloud": {"cloud", "survey"},
     "pipeline": {"pipeline", "beam_jobs", "survey"},
     "inference": {"inference", "beam_jobs", "survey"},
     "tpu_train": {"tpu_train", "survey"},

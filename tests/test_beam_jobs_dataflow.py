@@ -1,5 +1,7 @@
 """Options for Dataflow: handed on, and what it would refuse is refused here. Nothing is submitted."""
 
+import json
+
 import pytest
 
 from beam_jobs import quiet
@@ -67,3 +69,48 @@ def test_dataflow_cannot_see_this_machine(monkeypatch, flag):
 
 def test_other_runners_may_see_this_machine():
     dataflow.refuse_local(launch.options([], [], prog="rookery shard"), {"output": "here"})
+
+
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry_run=True"])
+def test_a_dry_run_is_refused_where_beam_would_run_the_job(flag):
+    with pytest.raises(InputError, match="--dry_run: shows the request to Dataflow, and goes with --runner DataflowRunner"):
+        launch.options([flag], [], prog="rookery shard")
+
+
+@pytest.fixture
+def _no_network(monkeypatch):
+    import socket
+
+    def refuse(*_):
+        raise AssertionError("the request is made without asking anybody")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_the_launch_request(capsys):
+    """By Beam's own Dataflow runner; names and places as https://cloud.google.com/dataflow/docs/reference/rest has them."""
+    pytest.importorskip(
+        "google.cloud.dataflow_v1beta3", reason="Beam's packages for Google Cloud are not installed: rookery[gcp]"
+    )
+    account = "--service_account_email=rookery-dataflow@seal-survey.iam.gserviceaccount.com"
+    argv = ["--mosaics=gs://seals/*.tif", "--annotations=gs://seals/*.xml", "--output=gs://seals/ds", *DATAFLOW]
+    with pytest.raises(SystemExit) as end:
+        shard.run([*argv, "--sdk_location=container", account, "--job_name=seals-1", "--dry_run"])
+    assert end.value.code == 0
+    request = json.loads(capsys.readouterr().out)
+    assert (request["projectId"], request["location"]) == ("seal-survey", "europe-west4")
+    assert (request["job"]["name"], request["job"]["type"]) == ("seals-1", "JOB_TYPE_BATCH")
+    environment = request["job"]["environment"]
+    assert environment["tempStoragePrefix"].startswith("storage.googleapis.com/seals/tmp/seals-1.")
+    assert environment["serviceOptions"] == ["enable_prime"]
+    assert environment["serviceAccountEmail"] == account.partition("=")[2]
+    assert "use_runner_v2" in environment["experiments"]  # the workers' protocol that test_beam_jobs_portable.py speaks
+    (pool,) = environment["workerPools"]
+    assert (pool["numWorkers"], pool["machineType"]) == (4, "n2-standard-4")
+    assert pool["autoscalingSettings"]["maxNumWorkers"] == 8
+    image = "europe-west4-docker.pkg.dev/seal-survey/rookery/beam:1"
+    assert pool["workerHarnessContainerImage"] == image
+    assert [one["containerImage"] for one in pool["sdkHarnessContainerImages"]] == [image]
+    assert "packages" not in pool  # nothing of this machine is staged for the workers

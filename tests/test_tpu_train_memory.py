@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from pipeline import shard
-from survey import flags
+from survey import accelerators, flags
 from survey.errors import InputError
 from tpu_train import loop, memory, plan, train
 from tpu_train.memory import GIB, Host, Memory
 from tpu_train.options import Options
-from tpu_train.preflight import accelerators, compiler
+from tpu_train.preflight import compiler
 from tpu_train.preflight.refusals import Refused
 
 SMALL = [

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from survey import accelerators
 from survey.errors import InputError
-from tpu_train.preflight import accelerators, feed, roofline, sweep
+from tpu_train.preflight import feed, roofline, sweep
 from tpu_train.preflight.answers import Answers
 from tpu_train.preflight.compiler import Compiled, Refused
 from tpu_train.preflight.examine import Examined

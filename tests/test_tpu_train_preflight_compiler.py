@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from survey import accelerators
 from survey.errors import InputError
-from tpu_train.preflight import accelerators, compiler, libtpu, refusals
+from tpu_train.preflight import compiler, libtpu, refusals
 from tpu_train.preflight.compiler import Compiled, Refused
 
 GIB = 2**30
@@ -369,7 +370,7 @@ def test_versions_that_do_not_pair_are_named(
 
 def test_the_parent_imports_neither_jax_nor_tensorflow() -> None:
     code = (
-        "import sys, tpu_train.preflight.compiler, tpu_train.preflight.accelerators\n"
+        "import sys, tpu_train.preflight.compiler, survey.accelerators\n"
         "print([name for name in ('jax', 'jaxlib', 'tensorflow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from survey import accelerators
+from survey.accelerators import Slice
 from survey.errors import InputError
-from tpu_train.preflight import accelerators, roofline
-from tpu_train.preflight.accelerators import Slice
+from tpu_train.preflight import roofline
 
 GRADIENTS = 160_000_000  # bytes: 40 million parameters in float32
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from survey import boxes as box_ops
-from survey import dataset, labels
+from survey import dataset, files, labels
 from survey.dataset import Dataset
 from survey.errors import InputError
 from tpu_train.inspection import Inspection
@@ -135,7 +134,7 @@ def ids(folder: str, seen: Inspection) -> Check:
     cases += [f"patch {ranked[i]} stands in {seen.place(order[i])} and in {seen.place(order[i + 1])}" for i in twice[:5]]
     path = os.path.join(folder, dataset.LEDGER)
     try:
-        known = pq.read_table(path, columns=["patch_id"])["patch_id"].to_numpy()
+        known = files.read_table(path, ["patch_id"])["patch_id"].to_numpy()
         unknown = np.flatnonzero(~np.isin(seen.patch_id, known))
         count += len(unknown)
         cases += [f"patch {seen.patch_id[i]} ({seen.place(i)}) is not in {dataset.LEDGER}" for i in unknown[:5]]

@@ -34,8 +34,6 @@ class Options:
     def __post_init__(self) -> None:
         if not self.output.lower().endswith((".html", ".htm")):
             raise InputError(f"--output={self.output!r}: must be a file name ending in .html")
-        if "://" in self.dataset:
-            raise InputError(f"--dataset={self.dataset}: must be a local folder; copy it with gcloud storage cp -r")
         if self.sample < 0:
             raise InputError(f"--sample={self.sample}: must be 0 for all patches, or a number of patches")
 

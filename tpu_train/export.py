@@ -2,10 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from survey import files, flags, model
+from survey import files, flags, model, storage
 from survey.errors import InputError
 from survey.flags import flag
 from tpu_train.run_folder import BEST_RECORD, RECORD
@@ -38,27 +40,24 @@ def run(argv: Sequence[str]) -> int:
     best = files.read_json(
         os.path.join(options.model_dir, BEST_RECORD), "the best validation, which `rookery train` writes at its end"
     )
-    if _already_exported(options, best, made["dataset"]):
+    if already_exported(options, best, made["dataset"]):
         print(f"export: {options.output} already holds this model, nothing to do")
         return 0
     from tpu_train import saved_model  # TensorFlow takes seconds to import
 
-    # The spec comes last: a folder without it is not a model, and the next try may overwrite what is there.
-    partial = f"{options.output.rstrip('/')}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    spec = saved_model.write(
-        os.path.join(partial, model.SAVED_MODEL),
-        options.model_dir,
-        best,
-        made,
-        score_threshold=_threshold(options, best),
-        score_floor=options.score_floor,
-        nms_iou=options.nms_iou,
-    )
-    model.write(partial, spec)
-    if os.path.isdir(options.output):
-        os.rmdir(options.output)
-    os.replace(partial, options.output)
+    with _partial(options.output) as partial:
+        spec = saved_model.write(
+            os.path.join(partial, model.SAVED_MODEL),
+            options.model_dir,
+            best,
+            made,
+            score_threshold=_threshold(options, best),
+            score_floor=options.score_floor,
+            nms_iou=options.nms_iou,
+        )
+        model.write(partial, spec)
+        # The spec comes last: a folder without it is not a model, and the next try may overwrite what is there.
+        files.publish_folder(partial, options.output, last=model.SPEC)
     print(
         f"export: {options.output} finds {', '.join(spec.classes)} on patches of {spec.image_size} px; "
         f"step {best['best_ckpt_global_step']:.0f}, validation F1 {best['f1']:.3f} at score {spec.score_threshold:.2f}\n"
@@ -67,19 +66,34 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+@contextmanager
+def _partial(output: str) -> Iterator[str]:
+    """A local folder to write the model into: beside its place, or for one in a bucket in this machine's TMPDIR."""
+    if storage.is_remote(output):
+        with tempfile.TemporaryDirectory(prefix="rookery-export-") as folder:
+            yield folder
+        return
+    partial = f"{output.rstrip('/')}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+
+
 def _threshold(options: Options, best: dict[str, float]) -> float:
     return best["score_threshold"] if options.score_threshold is None else options.score_threshold
 
 
-def _already_exported(options: Options, best: dict[str, float], trained_on: str) -> bool:
+def already_exported(options: Options, best: dict[str, float], trained_on: str) -> bool:
     """Whether the output is this very export.
 
     Raises:
       InputError: it holds something else.
     """
-    if not os.path.isdir(options.output) or not os.listdir(options.output):
+    names = files.names(options.output)
+    # What an upload that was cut short has left.
+    begun = names == [model.SAVED_MODEL] and storage.is_remote(options.output) and storage.all_ours(options.output)
+    if not names or begun:
         return False
-    if os.path.exists(os.path.join(options.output, model.SPEC)):
+    if model.SPEC in names:
         there = model.read(options.output)
         found = (there.validation, there.dataset_digest, there.score_threshold, there.score_floor, there.nms_iou)
         if found == (best, trained_on, _threshold(options, best), options.score_floor, options.nms_iou):

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from survey import anchors as anchor_fit
 from survey import boxes as box_ops
-from survey import dataset
+from survey import dataset, files
 from survey.anchors import AnchorSpec
 from survey.dataset import Dataset
 from survey.errors import InputError
@@ -276,7 +275,7 @@ def shared_pixels(folder: str) -> Check:
     why = "an object that is in train and in val is remembered, not found: validation then praises a model that fails elsewhere"
     try:
         columns = ["mosaic", "split", "patch_id", "y0", "x0", "y1", "x1"]
-        table = pq.read_table(os.path.join(folder, dataset.LEDGER), columns=columns).to_pydict()
+        table = files.read_table(os.path.join(folder, dataset.LEDGER), columns).to_pydict()
     except (OSError, ValueError) as error:
         return Check(
             "splits", ERROR, f"{dataset.LEDGER} cannot be read", why, "restore it, or shard again", (str(error).splitlines()[0],)

@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from survey import byte_ranges, files
 from survey.dataset import Dataset
 from survey.progress import Progress
 from tpu_train import duplicates
@@ -264,9 +265,8 @@ def inspect(folder: str, data: Dataset, *, sample: int = 0, seed: int = 0) -> In
 
 def content(folder: str, inspection: Inspection, i: int) -> bytes:
     """The bytes of patch `i`'s record, read again."""
-    with open(os.path.join(folder, inspection.shards[inspection.shard[i]]), "rb") as file:
-        file.seek(int(inspection.offset[i]))
-        return file.read(int(inspection.length[i]))
+    path = os.path.join(folder, inspection.shards[inspection.shard[i]])
+    return files.read_range(path, int(inspection.offset[i]), int(inspection.length[i]))
 
 
 def _objects(found: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -354,7 +354,7 @@ def _records(folder: str, data: Dataset, chosen: dict[str, np.ndarray], problems
 
 def _frames(path: str, digest: Any) -> Iterator[tuple[int, int, bytes | None, str | None]]:
     """The records of a TFRecord file as (index, offset of the bytes, bytes, damage); feeds every byte of the file to `digest`."""
-    with open(path, "rb") as file:
+    with byte_ranges.open_stream(path) as file:
         index = 0
         while head := file.read(12):
             digest.update(head)

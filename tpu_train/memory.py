@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from survey import accelerators
 from survey.errors import InputError
 from tpu_train.options import Options
 from tpu_train.plan import Plan
-from tpu_train.preflight import accelerators, compiler
+from tpu_train.preflight import compiler
 from tpu_train.preflight.inquiry import Inquiry, default_cache
 
 if TYPE_CHECKING:

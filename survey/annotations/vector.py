@@ -4,7 +4,11 @@ GeoJSON that names no CRS is in WGS 84 longitude and latitude, as RFC 7946 secti
 to every mosaic that shows it. All layers of a file are read; `--class_column=layer` takes a layer's name as the class.
 """
 
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from survey.errors import InputError
 
 WHAT = "a map layer (GeoJSON, GeoPackage, Shapefile)"
 SKIPPED = "features_left_out"
+SHAPEFILE = (".shp", ".shx", ".dbf", ".prj", ".cpg")  # the parts of one
 POINT, POLYGON, MULTIPOINT, MULTIPOLYGON = 0, 3, 4, 6  # shapely.get_type_id
 
 
@@ -31,27 +36,46 @@ def read(path: str, options: ReadOptions) -> Reading:
 
     if files.size(path) == 0:
         raise reading.empty_file(path, WHAT)
-    try:
-        layers = [str(name) for name, geometry in pyogrio.list_layers(_gdal(path)) if geometry is not None]
-    except pyogrio.errors.DataSourceError as error:
-        raise InputError(f"{path} is not {WHAT}: {error}") from error
     annotations: list[Annotation] = []
     skipped: Counter[str] = Counter()
-    for layer in layers:
-        annotations += _layer(path, layer, options, skipped)
+    with _at_hand(path) as local:
+        try:
+            layers = [str(name) for name, geometry in pyogrio.list_layers(local) if geometry is not None]
+        except pyogrio.errors.DataSourceError as error:
+            raise InputError(f"{path} is not {WHAT}: {error}") from error
+        for layer in layers:
+            annotations += _layer(path, local, layer, options, skipped)
     return Reading(annotations, skipped=skipped)
 
 
-def _layer(path: str, layer: str, options: ReadOptions, skipped: Counter[str]) -> list[Annotation]:
+@contextmanager
+def _at_hand(path: str) -> Iterator[str]:
+    """The file as GDAL is to read it. One in a bucket is copied with its checksum compared, and so are the parts of a Shapefile.
+
+    GDAL takes what it got of an answer that was cut off for the whole.
+    """
+    if not storage.is_remote(path):
+        yield path
+        return
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    with tempfile.TemporaryDirectory(prefix="rookery_layer_") as local:
+        for each in files.names(folder):
+            if os.path.splitext(each)[0] == stem and (each == name or os.path.splitext(each)[1].lower() in SHAPEFILE):
+                storage.download(f"{folder}/{each}", os.path.join(local, each))
+        yield os.path.join(local, name)
+
+
+def _layer(path: str, local: str, layer: str, options: ReadOptions, skipped: Counter[str]) -> list[Annotation]:
     import pyogrio
     import shapely
 
     where = f"{path}, layer {layer}"
     try:
-        info = pyogrio.read_info(_gdal(path), layer=layer)
+        info = pyogrio.read_info(local, layer=layer)
         column = _class_column(list(info["fields"]), options.class_column, where)
         _, ids, held, values = pyogrio.raw.read(
-            _gdal(path), layer=layer, columns=[column] if column else [], return_fids=True, force_2d=True
+            local, layer=layer, columns=[column] if column else [], return_fids=True, force_2d=True
         )
     except (
         pyogrio.errors.DataSourceError,
@@ -155,7 +179,3 @@ def _check_degrees(corners: np.ndarray, crs: str, where: str) -> None:
             f"{where} is in degrees of longitude and latitude (EPSG:4326, which GeoJSON is unless it says otherwise), but has "
             f"coordinates up to {x:.12g}, {y:.12g}: write its real CRS in with ogr2ogr -a_srs EPSG:CODE out.gpkg in"
         )
-
-
-def _gdal(path: str) -> str:
-    return storage.gdal_path(path) if storage.is_remote(path) else path

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from survey.accelerators import Slice
 from tpu_train.preflight import feed, roofline
-from tpu_train.preflight.accelerators import Slice
 from tpu_train.preflight.compiler import Compiled, Refused
 from tpu_train.preflight.examine import Examined
 from tpu_train.preflight.fit import Largest

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from survey.accelerators import Slice
 from tpu_train.preflight import compiler, hlo, roofline, traffic
-from tpu_train.preflight.accelerators import Slice
 from tpu_train.preflight.compiler import Compiled, Refused
 from tpu_train.preflight.traffic import Row, Traffic
 

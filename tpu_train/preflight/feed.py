@@ -1,6 +1,5 @@
 """How fast hosts decode, as `benchmarks/input_pipeline.py --json` measured it."""
 
-import os
 from dataclasses import dataclass
 
 from survey import files
@@ -34,7 +33,7 @@ def read(path: str) -> Rate:
     Raises:
       InputError: there is no such file, or another one wrote it.
     """
-    if not os.path.exists(path):
+    if not files.exists(path):
         raise InputError(f"--input_rate={path}: there is no such file; measure it here: {MEASURE}")
     found = files.read_json(path, "a measurement of the input")
     try:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from survey.accelerators import Slice
 from survey.errors import InputError
 from tpu_train.options import Options
 from tpu_train.plan import Plan
 from tpu_train.preflight import examine, fit, lint
-from tpu_train.preflight.accelerators import Slice
 from tpu_train.preflight.compiler import Refused
 from tpu_train.preflight.examine import Examined
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from survey.errors import InputError
 
 if TYPE_CHECKING:
-    from tpu_train.preflight.accelerators import Chip, Slice
+    from survey.accelerators import Chip, Slice
 
 # An axis of at least so many chips is a ring; a shorter one is a line. v5e, v6e: "smaller topologies can be requested without
 # wraps on dims < 16" (scaling book, "TPUs"). Of v2 and v3 it is taken to hold alike, for the sides of their full pods.

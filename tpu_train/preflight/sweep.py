@@ -5,8 +5,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from survey.accelerators import Slice
 from survey.errors import InputError
-from tpu_train.preflight.accelerators import Slice
 from tpu_train.preflight.answers import GIB, table
 from tpu_train.preflight.compiler import Compiled
 from tpu_train.preflight.examine import Examined

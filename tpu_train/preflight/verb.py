@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from survey import dataset, files, flags
+from survey import accelerators, dataset, files, flags
 from survey.errors import InputError
 from survey.flags import flag
 from tpu_train import doctor, hparams, plan
 from tpu_train.options import RETINANET
 from tpu_train.options import Options as TrainOptions
-from tpu_train.preflight import accelerators, compiler, feed, lint, roofline, sweep
+from tpu_train.preflight import compiler, feed, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
 from tpu_train.preflight.inquiry import Inquiry, default_cache
 

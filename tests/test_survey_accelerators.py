@@ -2,8 +2,8 @@
 
 import pytest
 
+from survey import accelerators
 from survey.errors import InputError
-from tpu_train.preflight import accelerators
 
 GIB = 2**30
 
