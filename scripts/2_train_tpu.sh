@@ -11,9 +11,10 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 arguments "$@"
-: "${PROJECT:?say the id of the Google Cloud project that pays: PROJECT=...}"
-: "${ZONE:?say the zone of the TPU: ZONE=us-west4-a}"
-: "${IMAGE:?say the image that holds Rookery: IMAGE=REGION-docker.pkg.dev/PROJECT/rookery/tpu:TAG}"
+# In a shell of its own: `${X:?}` would end this one with code 1, and bad input is 2.
+(: "${PROJECT:?say the id of the Google Cloud project that pays: PROJECT=...}" \
+  "${ZONE:?say the zone of the TPU: ZONE=us-west4-a}" \
+  "${IMAGE:?say the image that holds Rookery: IMAGE=REGION-docker.pkg.dev/PROJECT/rookery/tpu:TAG}") || exit 2
 at_hand base
 
 if [ "${DRY_RUN:-0}" = 1 ]; then

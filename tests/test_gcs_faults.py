@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
+import shapely
 from gcs_emulator import Emulator
 from gcs_emulator import _gcs_server as _gcs_server
 from gcs_emulator import gcs as gcs
@@ -17,6 +19,8 @@ from gcs_tls_proxy import gcs_proxy as gcs_proxy
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from survey import byte_ranges, files, raster, storage
+from survey.annotations import vector
+from survey.annotations.reading import ReadOptions
 from survey.errors import InputError
 from survey.geometry import Window
 from survey.raster import Raster, RasterInfo
@@ -160,3 +164,23 @@ def test_an_export_that_was_cut_short_begins_anew(gcs: Emulator, folder: str, tm
     gcs.upload(tmp_path / "a", f"{folder}/saved_model/a")
     with pytest.raises(InputError, match="holds something else: name a new folder, or remove it"):
         export.already_exported(options, {}, "")
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "shp"])
+def test_map_layers_are_whole(ending: str, faulty: Proxy, gcs: Emulator, folder: str, tmp_path: Path) -> None:
+    """GDAL would take half a file for a file; so each part of a layer comes through Google's client, with its checksum."""
+    squares = [shapely.box(1000 + 10 * i, 2000, 1005 + 10 * i, 2005) for i in range(500)]
+    path = str(tmp_path / f"a b.{ending}")
+    names = np.array([f"class {i % 7}" for i in range(500)], object)
+    pyogrio.raw.write(path, shapely.to_wkb(squares), [names], ["species"], geometry_type="Polygon", crs="EPSG:32617")
+    for part in tmp_path.iterdir():
+        gcs.upload(part, f"{folder}/{part.name}")
+    gcs.upload(path, f"{folder}/a b.txt")  # of the same name, and no part of it
+    begun = faulty.plan(Plan(each=100))
+    found = vector.read(f"{folder}/a b.{ending}", ReadOptions())
+    assert [(each.class_name, each.box) for each in found.annotations] == [
+        (names[i], (2000.0, 1000.0 + 10 * i, 2005.0, 1005.0 + 10 * i)) for i in range(500)
+    ]
+    met = faulty.faults(begun)
+    assert {fault.client for fault in met} == {"google"}
+    assert not any("txt" in fault.path for fault in met)
