@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 PROG = "rookery predict"
+# Half a patch and more shows training each object at many places, but makes a count neither more certain nor more repeatable
+# (docs/predict.md), at up to three times the work.
+MOST_OVERLAP = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,10 @@ class Options:
     model: tuple[str, ...] = flags.flag("folder written by `rookery export`; several, with commas between, are fused")
     mosaics: str = flags.flag("glob pattern of the images to search, quoted")
     output: str = flags.flag("folder for the detections; workers and launcher must both see it")
-    overlap: int | None = flags.flag("pixels that neighbouring patches share (default: the model's own)", default=None)
+    overlap: int | None = flags.flag(
+        "pixels that neighbouring patches share (default: as in training, but a quarter of a patch at most)",
+        default=None,
+    )
     gsd_m: float | None = flags.flag(
         "resample the mosaics to this ground resolution in metres a pixel while searching; boxes stay in their own pixels",
         default=None,
@@ -77,6 +83,11 @@ class Options:
             raise InputError(f"--model={','.join(self.model)}: must be different folders, separated by single commas")
 
 
+def default_overlap(spec: ModelSpec) -> int:
+    """Pixels that neighbouring patches share where nobody says."""
+    return min(spec.overlap_px, int(MOST_OVERLAP * spec.image_size))
+
+
 def run(argv: Sequence[str]) -> int:
     """Runs the verb.
 
@@ -92,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
     options, rest = flags.parse(Options, argv, prog=PROG, passthrough=True)
     specs = tuple(model.read(folder) for folder in options.model)
     together = fuse.common(specs, options.model)
-    overlap_px = together.overlap_px if options.overlap is None else options.overlap
+    overlap_px = default_overlap(together) if options.overlap is None else options.overlap
     threshold = together.score_threshold if options.score_threshold is None else options.score_threshold
     if threshold < together.score_floor:
         raise InputError(

@@ -1,9 +1,9 @@
 """The arrows of the design: who may import whom, and that help needs nothing heavy."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +63,12 @@ def test_beam_lives_where_jobs_run():
 @pytest.mark.parametrize("verb", [None, *rookery.VERBS])
 def test_help_is_quick(verb):
     argv = [sys.executable, "-m", "rookery", *([verb] if verb else []), "--help"]
-    seconds = []
+    seconds = []  # of the processor: what else this machine does is not ours
     for _ in range(3):
-        begun = time.monotonic()
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        seconds.append(time.monotonic() - begun)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(ended.ru_utime - begun.ru_utime + ended.ru_stime - begun.ru_stime)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage: rookery")
     assert min(seconds) < 1.0

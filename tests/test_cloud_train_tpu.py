@@ -223,7 +223,7 @@ def test_what_is_wrong_is_said_before_anything_is_asked_for(bench, gcs):
         urllib.request.urlopen(request).close()
     bench.tell("preflight_exit", 3)
     for argv, environment, code, words in (
-        ((), {"ZONE": ""}, 1, "ZONE: say the zone of the TPU"),
+        ((), {"ZONE": ""}, 2, "ZONE: say the zone of the TPU"),
         (("--accelerator=v6e-8",), {}, 2, "us-west4-a does not offer v6e-8; it has v2-8, v5litepod-16"),
         ((), {"ZONE": "us-west9-z"}, 2, "Location us-west9-z is not found or access is unauthorized. - check PROJECT=p and ZONE"),
         (("--model_dir=gs://nowhere-at-all/run",), {}, 2, "gs://nowhere-at-all: the bucket does not exist"),

@@ -1,5 +1,6 @@
 """The verb on mosaics whose objects are written into their pixels (stub_model): every expected box follows from the painting."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -136,6 +137,12 @@ def test_the_grid_does_not_change_the_count(model_folder, survey, tmp_path):
     assert predict.run(argv(model_folder, survey, output, "--overlap=40", "--score_threshold=0.15")) == 0
     manifest, _ = detections.read(str(output))
     assert manifest.counts == {"large": {"bird": 4, "tree": 4}, "small": {"bird": 1, "tree": 0}}  # the faint one counts now
+
+
+@pytest.mark.parametrize(("trained_with", "default"), [(10, 10), (16, 16), (32, 16)])  # patches of 64 px
+def test_the_default_overlap_is_a_quarter_at_most(model_folder, trained_with, default):
+    spec = dataclasses.replace(model.read(model_folder), overlap_px=trained_with)
+    assert predict.default_overlap(spec) == default
 
 
 def test_a_finished_prediction_is_kept_and_another_refused(model_folder, survey, tmp_path, capsys):
