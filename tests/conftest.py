@@ -1,8 +1,9 @@
 """Small real files that several tests need, and the switch that Model Garden's parts need before TensorFlow is imported."""
 
 import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -12,6 +13,16 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
+
+
+@pytest.fixture(autouse=True)
+def _deterministic_operations_end_with_a_test() -> Iterator[None]:
+    """A training asks TensorFlow for them, for its whole process; the next test has not asked."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
 
 
 @pytest.fixture
