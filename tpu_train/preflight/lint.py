@@ -180,8 +180,8 @@ def check_padding(operations: Sequence[Operation]) -> list[Finding]:
         f"{SUBLANES} x {LANES} ({shares})"
     )
     remedy = (
-        f"widths that are multiples of {LANES} fill them: those of task.model.decoder.fpn.num_filters, "
-        "task.model.head.num_filters, and of another --backbone"
+        f"widths that are multiples of {LANES} fill them: those of another --backbone, and for RetinaNet "
+        "task.model.decoder.fpn.num_filters and task.model.head.num_filters"
     )
     if uneven:
         remedy += f"; so do {math.ceil(uneven[0] / SUBLANES) * SUBLANES} images a replica in place of {uneven[0]}"
