@@ -254,15 +254,25 @@ class Raster:
         """
         if storage.is_remote(self.path) and self._copy is None:
             self._copy = tempfile.TemporaryDirectory(prefix="rookery-raster-")
-            for part in self._dataset.files:  # with what lies beside it, such as a mask
-                storage.download(storage.SCHEME + part.removeprefix("/vsigs/"), self._copied(part))
+            for part in self._dataset.files:  # with what lies beside it, such as a mask, and below it, as of a VRT
+                url = storage.SCHEME + part.removeprefix("/vsigs/")
+                os.makedirs(os.path.dirname(self._copied(url)), exist_ok=True)
+                storage.download(url, self._copied(url))
             self._dataset.close()
             self._dataset = rasterio.open(self._copied(self.path))
         return self._dataset
 
-    def _copied(self, path: str) -> str:
+    def _copied(self, url: str) -> str:
+        """Where the copy of a part lies: as it did in the bucket, seen from the raster's own folder.
+
+        Raises:
+          InputError: it does not lie in that folder or below.
+        """
         assert self._copy is not None
-        return os.path.join(self._copy.name, os.path.basename(path))
+        below = os.path.relpath(url, os.path.dirname(self.path))
+        if below.startswith(os.pardir):
+            raise InputError(f"{self.path} refers to {url}: in a bucket what a raster refers to must lie in its folder or below")
+        return os.path.join(self._copy.name, below)
 
     def _opened(self) -> _Pixels:
         if self._pixels is None:
