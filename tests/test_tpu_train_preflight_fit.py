@@ -41,6 +41,16 @@ def test_finds_it(fixed: int, each: int, capacity: int, start: int, expected: in
     assert len(set(asked)) == len(asked) <= 5
 
 
+def test_variables_and_code_are_no_part_of_the_slope() -> None:
+    """Of 180 at 8 images 100 are fixed: the first guess is (1000 - 100) / 10 = 90, so 88; without, 1000 / 180 * 8 = 44, so 40."""
+
+    def compiled(batch: int) -> Tried:
+        return Tried(batch, 100 + 10 * batch, batch <= 90, fixed_bytes=100)
+
+    found = fit.largest(compiled, start=8, capacity_bytes=1000)
+    assert [each.batch for each in found.tried] == [8, 88, 96]
+
+
 def test_a_line_that_bends_takes_a_few_more() -> None:
     """A batch b takes 100 + 10 b (1 + b / 500): at 72 images 924, at 80 images 1,028."""
     compiled, asked = memory(100, 10, 1000, bend=1 / 500)

@@ -14,13 +14,15 @@ class Tried:
 
     Attributes:
       batch: images of one replica.
-      hbm_bytes: what it takes, or would take.
+      hbm_bytes: what it takes, or would take; 0 where the compiler does not say.
       fits: whether it compiled.
+      fixed_bytes: of those, variables and code, which any batch takes; 0 where the compiler does not say.
     """
 
     batch: int
     hbm_bytes: int
     fits: bool
+    fixed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int)
     """Searches the largest batch of one replica that fits.
 
     Memory grows nearly in a straight line with the batch: the next batch to try is the one at which the line through the two
-    nearest known batches reaches the capacity, kept between the largest that fits and the smallest that does not.
+    nearest known batches reaches the capacity, kept between the largest that fits and the smallest that does not. While one batch
+    is known, the line starts at what a batch of none would take.
 
     Args:
       compile: compiles the step for a batch and says what it takes.
@@ -95,7 +98,7 @@ def _next(tried: list[Tried], low: int, high: int, capacity_bytes: int) -> int:
     if len(known) == 2 and known[0].batch != known[1].batch:
         slope = (known[0].hbm_bytes - known[1].hbm_bytes) / (known[0].batch - known[1].batch)
     else:
-        slope = known[0].hbm_bytes / known[0].batch if known else 0.0
+        slope = (known[0].hbm_bytes - known[0].fixed_bytes) / known[0].batch if known else 0.0
     guess = known[0].batch + (capacity_bytes - known[0].hbm_bytes) / slope if slope > 0 else 2 * max(low, 1)
     rounded = int(guess) // TILE * TILE if guess >= TILE else int(guess)
     smallest, most = above(low), min(_below(high) if high else MOST, MOST)
