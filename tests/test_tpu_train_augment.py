@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from official.projects.yolo.ops import preprocessing_ops
+from official.vision.ops import box_ops
+
 from survey.errors import InputError
 from tpu_train.augment import Augment, check, keep_visible, random_view, whole_areas
 
@@ -82,6 +85,43 @@ def test_a_view_larger_than_its_source_has_a_black_frame() -> None:
     out, _, _ = random_view(images, boxes, classes, views, size=64, config=STILL, seed=tf.constant([0, 3]))
     assert out[0, 20:52, 9:41].numpy().min() == pytest.approx(255)
     assert out.numpy().mean() / 255 == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(48, 64, 96), (64, 48, 96), (480, 640, 416), (50, 50, 32), (30, 50, 50)])
+def test_a_view_that_begins_outside_is_model_gardens_letterbox(height: int, width: int, size: int) -> None:
+    """The whole of an image in the middle of a square: boxes to a rounding, pixels exactly where it enlarges.
+
+    Where it shrinks, Model Garden takes means of areas, which a triangle filter is not: on a smooth picture the two are within a
+    grey value on average. Its frame is grey, ours is black: the pixels beside it are not compared.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    image = (128 + 60 * np.sin(y / 9)[..., None] * np.cos(x / 7)[..., None] * np.array([1, 0.5, -1])).astype(np.uint8)
+    rng = np.random.default_rng(1)
+    low = rng.uniform(0, 0.5, (5, 2)) * [height, width]
+    boxes = np.concatenate([low, low + rng.uniform(0.05, 0.5, (5, 2)) * [height, width]], axis=1).astype(np.float32)
+    theirs, infos, _ = preprocessing_ops.resize_and_jitter_image(
+        tf.constant(image, tf.float32), [size, size], letter_box=True, random_pad=False, shiftx=0.5, shifty=0.5, jitter=0.0
+    )
+    shares, _ = preprocessing_ops.transform_and_clip_boxes(
+        box_ops.normalize_boxes(tf.constant(boxes), [height, width]),
+        infos,
+        shuffle_boxes=False,
+        area_thresh=0.0,
+        filter_and_clip_boxes=False,
+    )
+
+    side = max(height, width)
+    view = np.array([[size / side, (height - side) / 2, (width - side) / 2]], np.float32)
+    ours, moved, _ = random_view(
+        image[None], boxes[None], np.ones((1, 5), np.int32), view, size=size, config=STILL, seed=tf.constant([0, 0])
+    )
+    np.testing.assert_allclose(moved[0], box_ops.denormalize_boxes(shares, [size, size]), rtol=1e-5, atol=1e-3)
+    shown = [slice(*np.round(size / side * (np.array([0, had]) + (side - had) / 2) + [1, -1]).astype(int)) for had in (height, width)]
+    difference = np.abs(ours[0] - theirs)[shown[0], shown[1]]
+    if size >= side:
+        assert difference.max() < 0.01
+    else:
+        assert difference.mean() < 1.0
 
 
 def test_areas_include_what_is_not_shown() -> None:
