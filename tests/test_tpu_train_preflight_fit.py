@@ -68,6 +68,14 @@ def test_sizes_that_the_compiler_does_not_say() -> None:
     assert fit.largest(compiled, start=8, capacity_bytes=900).batch == 40
 
 
+def test_a_small_model_is_not_searched_for_ever() -> None:
+    compiled, asked = memory(100, 1, 1_000_000)
+    found = fit.largest(compiled, start=8, capacity_bytes=1_000_000)
+    assert asked == [8, fit.MOST]
+    assert (found.batch, found.refused) == (fit.MOST, 0)
+    assert found.line() == f"{fit.MOST} images a replica, at least"
+
+
 def test_what_was_not_tried_is_not_claimed() -> None:
     assert not Largest(16, 32, ()).exact
     assert Largest(0, 1, ()).line() == "none: 1 image a replica does not fit"
