@@ -14,6 +14,9 @@ import pytest
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
+from survey.annotations import every
+from survey.annotations.reading import Reading, ReadOptions
+
 
 @pytest.fixture(autouse=True)
 def _deterministic_operations_end_with_a_test() -> Iterator[None]:
@@ -67,3 +70,15 @@ def write_voc() -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def read_annotations(tmp_path: Path) -> Callable[..., Reading]:
+    """`read_annotations(format, text, name="a.txt", **options)` writes a file and reads it."""
+
+    def make(annotation_format: str, text: str | bytes, name: str = "a.txt", **options: str) -> Reading:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return every.read([str(path)], annotation_format, ReadOptions.parse(**options))
+
+    return make

@@ -1,13 +1,12 @@
 """Formats that name their image, on small files written here. The map formats are in test_survey_annotations_map."""
 
 import json
-from collections import Counter
 
 import pytest
 
 from survey import truth
-from survey.annotations import FORMATS, every, reading
-from survey.annotations.annotation import Annotation, Length
+from survey.annotations import FORMATS, every
+from survey.annotations.annotation import Annotation
 from survey.annotations.reading import Reading, ReadOptions
 from survey.errors import InputError
 from survey.geometry import Mosaic
@@ -61,18 +60,6 @@ TEXTS = {
 }
 
 
-@pytest.fixture
-def read(tmp_path):
-    """`read(format, text, name="a.txt", **options)` writes a file and reads it."""
-
-    def make(annotation_format: str, text: str | bytes, name: str = "a.txt", **options: str) -> Reading:
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return every.read([str(path)], annotation_format, ReadOptions.parse(**options))
-
-    return make
-
-
 def objects(found: Reading, mosaic: Mosaic = NORTH):
     """[(class, box), ...] of one mosaic."""
     classes = tuple(sorted({one.class_name for one in found.annotations}))
@@ -83,15 +70,15 @@ def objects(found: Reading, mosaic: Mosaic = NORTH):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_same_objects_in_every_format(tmp_path, read, name):
+def test_the_same_objects_in_every_format(tmp_path, read_annotations, name):
     (tmp_path / "classes.txt").write_text("seal\ntern\n")
     file, text = TEXTS[name]
-    assert objects(read(name, text, file)) == [("tern", 10, 20, 30, 40), ("seal", 100, 200, 140, 280)]
+    assert objects(read_annotations(name, text, file)) == [("tern", 10, 20, 30, 40), ("seal", 100, 200, 140, 280)]
 
 
-def test_what_is_left_out_is_counted(tmp_path, read):
+def test_what_is_left_out_is_counted(tmp_path, read_annotations):
     (tmp_path / "classes.txt").write_text("seal\ntern\n")
-    skipped = {name: read(name, text, file).skipped for name, (file, text) in TEXTS.items()}
+    skipped = {name: read_annotations(name, text, file).skipped for name, (file, text) in TEXTS.items()}
     assert skipped == {
         "voc": {},
         "coco": {"crowd_annotations_left_out": 1},
@@ -102,9 +89,9 @@ def test_what_is_left_out_is_counted(tmp_path, read):
     }
 
 
-def test_images_are_named_with_and_without_objects(tmp_path, read):
+def test_images_are_named_with_and_without_objects(tmp_path, read_annotations):
     (tmp_path / "classes.txt").write_text("seal\ntern\n")
-    images = {name: read(name, text, file).images for name, (file, text) in TEXTS.items()}
+    images = {name: read_annotations(name, text, file).images for name, (file, text) in TEXTS.items()}
     assert images == {
         "voc": ("north.tif",),
         "coco": ("flight 1/north.tif", "flight 1/south.tif"),
@@ -116,9 +103,9 @@ def test_images_are_named_with_and_without_objects(tmp_path, read):
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"yolo"}))
-def test_a_file_of_0_bytes_is_named(read, name):
+def test_a_file_of_0_bytes_is_named(read_annotations, name):
     with pytest.raises(InputError, match=r"north\.x is empty \(0 bytes\)"):
-        read(name, "", "north.x", box_size="10")
+        read_annotations(name, "", "north.x", box_size="10")
 
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>"""
@@ -132,9 +119,9 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a
         ("cvat", "<!DOCTYPE b [<!ENTITY a SYSTEM 'file:///etc/hostname'>]><annotations><image name='&a;'/></annotations>"),
     ],
 )
-def test_entities_are_refused(read, name, text):
+def test_entities_are_refused(read_annotations, name, text):
     with pytest.raises(InputError, match="EntitiesForbidden"):
-        read(name, text)
+        read_annotations(name, text)
 
 
 # VOC
@@ -151,10 +138,10 @@ def test_voc_by_hand(tmp_path, write_voc):
     )
 
 
-def test_voc_without_objects_or_size(read):
-    assert read("voc", "<annotation><filename>a.png</filename></annotation>") == Reading([], ("a.png",))
+def test_voc_without_objects_or_size(read_annotations):
+    assert read_annotations("voc", "<annotation><filename>a.png</filename></annotation>") == Reading([], ("a.png",))
     box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
-    found = read("voc", f"<annotation><filename>a.png</filename><object><name>x</name>{box}</object></annotation>")
+    found = read_annotations("voc", f"<annotation><filename>a.png</filename><object><name>x</name>{box}</object></annotation>")
     assert (found.annotations[0].image_size, found.annotations[0].box) == (None, (2, 1, 4, 3))
 
 
@@ -181,9 +168,9 @@ def voc(objects, size=""):
         (voc("", "<size><height>4.5</height><width>5</width></size>"), "must be whole numbers of pixels"),
     ],
 )
-def test_voc_that_cannot_be_used_is_refused(read, text, words):
+def test_voc_that_cannot_be_used_is_refused(read_annotations, text, words):
     with pytest.raises(InputError, match=words):
-        read("voc", text)
+        read_annotations("voc", text)
 
 
 # COCO
@@ -219,9 +206,9 @@ def changed(**changes):
         ),
     ],
 )
-def test_coco_that_cannot_be_used_is_refused(read, text, words):
+def test_coco_that_cannot_be_used_is_refused(read_annotations, text, words):
     with pytest.raises(InputError, match=words):
-        read("coco", text)
+        read_annotations("coco", text)
 
 
 # CVAT
@@ -231,23 +218,23 @@ def cvat(shape):
     return f'<annotations><image name="a.png" width="100" height="100">{shape}</image></annotations>'
 
 
-def test_cvat_points_are_objects_with_the_size_of_their_class(read):
+def test_cvat_points_are_objects_with_the_size_of_their_class(read_annotations):
     text = cvat('<points label="pup" points="30,20;50.5,60"/><points label="adult" points="70,10"/>')
     mosaic = Mosaic("a", "a.png", 100, 100)
     # Half of 8 px and of 20 px to each side; the adult at row 10 touches the border with its 10 px.
-    assert objects(read("cvat", text, box_size="pup=8,adult=20"), mosaic) == [
+    assert objects(read_annotations("cvat", text, box_size="pup=8,adult=20"), mosaic) == [
         ("pup", 16, 26, 24, 34),
         ("pup", 56, 46.5, 64, 54.5),
         ("adult", 0, 60, 20, 80),
     ]
     with pytest.raises(InputError, match=r"marks 'adult' by points, and --box_size gives no size for it \(only for pup\)"):
-        read("cvat", text, box_size="pup=8")
+        read_annotations("cvat", text, box_size="pup=8")
 
 
-def test_cvat_box_turned_becomes_the_box_around_it(read):
+def test_cvat_box_turned_becomes_the_box_around_it(read_annotations):
     # 40 wide and 20 high about (x 50, y 50), turned by 90 degrees: 20 wide and 40 high.
     text = cvat('<box label="x" xtl="30" ytl="40" xbr="70" ybr="60" rotation="90.0"/>')
-    assert objects(read("cvat", text), Mosaic("a", "a.png", 100, 100)) == [("x", 30, 40, 70, 60)]
+    assert objects(read_annotations("cvat", text), Mosaic("a", "a.png", 100, 100)) == [("x", 30, 40, 70, 60)]
 
 
 @pytest.mark.parametrize(
@@ -260,9 +247,9 @@ def test_cvat_box_turned_becomes_the_box_around_it(read):
         (cvat('<polygon label="x" points="1,2;3"/>'), r"1 values, must be 2 \(x, y\)"),
     ],
 )
-def test_cvat_that_cannot_be_used_is_refused(read, text, words):
+def test_cvat_that_cannot_be_used_is_refused(read_annotations, text, words):
     with pytest.raises(InputError, match=words):
-        read("cvat", text)
+        read_annotations("cvat", text)
 
 
 # YOLO
@@ -288,11 +275,11 @@ def test_yolo_finds_the_names_of_its_classes(tmp_path, place, text):
     assert objects(found, Mosaic("north.1", "north.1.tif", 300, 500))[0] == ("tern", 10, 20, 30, 40)
 
 
-def test_yolo_polygons_and_images_without_objects(tmp_path, read):
+def test_yolo_polygons_and_images_without_objects(tmp_path, read_annotations):
     (tmp_path / "names").write_text("tern\n")
-    found = read("yolo", "0 0.1 0.2 0.3 0.2 0.2 0.6\n\n", "north.txt", class_names=str(tmp_path / "names"))
+    found = read_annotations("yolo", "0 0.1 0.2 0.3 0.2 0.2 0.6\n\n", "north.txt", class_names=str(tmp_path / "names"))
     assert objects(found) == [("tern", 60, 50, 180, 150)]  # x .1 to .3 of 500, y .2 to .6 of 300
-    assert read("yolo", "", "north.txt") == Reading([], ("north.txt",))
+    assert read_annotations("yolo", "", "north.txt") == Reading([], ("north.txt",))
 
 
 @pytest.mark.parametrize(
@@ -305,109 +292,17 @@ def test_yolo_polygons_and_images_without_objects(tmp_path, read):
         (b"\xff\xfe0", "not a YOLO file"),
     ],
 )
-def test_yolo_that_cannot_be_used_is_refused(tmp_path, read, text, words):
+def test_yolo_that_cannot_be_used_is_refused(tmp_path, read_annotations, text, words):
     (tmp_path / "classes.txt").write_text("seal\ntern\n")
     with pytest.raises(InputError, match=words):
-        read("yolo", text, "north.txt")
+        read_annotations("yolo", text, "north.txt")
 
 
-def test_yolo_without_names(tmp_path, read):
+def test_yolo_without_names(tmp_path, read_annotations):
     with pytest.raises(InputError, match=r"none of classes.txt, obj.names, data.yaml lies beside it: give --class_names"):
-        read("yolo", "0 .5 .5 .1 .1", "north.txt")
+        read_annotations("yolo", "0 .5 .5 .1 .1", "north.txt")
     with pytest.raises(InputError, match="--class_names=nowhere does not exist"):
-        read("yolo", "0 .5 .5 .1 .1", "north.txt", class_names="nowhere")
-
-
-# CSV
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "filename,width,height,class,xmin,ymin,xmax,ymax\nnorth.tif,500,300,tern,20,10,40,30\n",  # TensorFlow's object detection
-        "mosaic;class;score;y0;x0;y1;x1\r\nnorth;tern;0.9;10;20;30;40\r\n",  # semicolons; and what `rookery predict` writes
-        "\ufeffImage\tX1\tY1\tX2\tY2\tLabel\nnorth.tif\t20\t10\t40\t30\ttern\n\n",  # tabs, a byte order mark, a blank line
-        'left,top,right,bottom,species,file,\n20,10,40,30, tern ,"a, b/north.tif",\n,,,,,other.tif,\n0,0,0,0,tern,none.tif,\n',
-    ],
-)
-def test_csv_boxes_by_their_usual_names(read, text):
-    assert objects(read("csv_boxes", text)) == [("tern", 10, 20, 30, 40)]
-
-
-def test_csv_boxes_name_images_without_objects(read):
-    found = read("csv_boxes", CSV_BOXES + "south.tif,,,,,\nwest.tif,0,0,0,0,tern\n")
-    assert found.images == ("C:\\survey\\north.tif", "north.tif", "south.tif", "west.tif")
-    assert found.skipped == Counter(rows_without_object=2)
-
-
-def test_csv_boxes_counted_from_below(read):
-    # Row 0 is the bottom edge of 300: y 160 to 200 from below is 100 to 140 from above.
-    text = "file,xmin,ymin,xmax,ymax,label\nnorth.tif,200,160,280,200,seal\n"
-    assert objects(read("csv_boxes", text, origin="bottom_left")) == [("seal", 100, 200, 140, 280)]
-
-
-def test_csv_points_of_a_seal_survey(read):
-    text = (
-        "file,x,y,image size,layer name\n"
-        "D:\\2019\\north.tif,240,180,500x300,adult seal\n"  # from above: row 300 - 180 = 120
-        "D:\\2019\\north.tif,30.5,290,500 x 300,pup\n"  # row 10
-        "D:\\2019\\south.tif,,,500x300,\n"
-    )
-    found = read("csv_points", text, origin="bottom_left", box_size="adult seal=40,pup=10")
-    assert objects(found) == [("adult seal", 100, 220, 140, 260), ("pup", 5, 25.5, 15, 35.5)]
-    assert {one.image_size for one in found.annotations} == {(300, 500)}
-    assert found.images == ("D:\\2019\\north.tif", "D:\\2019\\south.tif")
-    assert objects(read("csv_points", text, box_size="20"))[0] == ("adult seal", 170, 230, 190, 250)  # from above
-
-
-def test_csv_points_with_sizes_in_metres(read):
-    text = "Name,Row,Column,Label code\nnorth.tif,120,240,seal\n"  # CoralNet's columns
-    ground = Mosaic("north", "north.tif", 300, 500, gsd_m=0.05)
-    assert objects(read("csv_points", text, box_size="2m"), ground) == [("seal", 100, 220, 140, 260)]  # 2 m / 0.05 m = 40 px
-    with pytest.raises(InputError, match=r"--box_size gives 2 m, but survey/north.tif has no ground resolution"):
-        objects(read("csv_points", text, box_size="2m"))
-
-
-HEAD = "image_path,xmin,ymin,xmax,ymax,label\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        (
-            "csv_boxes",
-            "file,xmin,ymin,xmax,label\n",
-            "no columns for the corners: it has file, xmin, ymin, xmax, label; xmin,ymin,",
-        ),
-        ("csv_boxes", "xmin,ymin,xmax,ymax,label\n", "no column for the image: it has xmin, ymin, xmax, ymax, label"),
-        ("csv_boxes", "file,xmin,ymin,xmax,ymax,kind\n", r"no column for the class \(--class_column\): it has file, xmin"),
-        ("csv_boxes", HEAD + "a.tif,1,2,3,4,x\na.tif,1,2,3,n/a,x\n", "line 3: ymax='n/a' must be a number"),
-        ("csv_boxes", HEAD + "a.tif,1,,3,4,x\n", "line 2: ymin='' must be a number"),
-        ("csv_boxes", HEAD + "a.tif,1,2,inf,4,x\n", "line 2: xmax='inf' must be a number"),
-        ("csv_boxes", HEAD + "a.tif,nan,2,3,4,x\n", "line 2: xmin='nan' must be a number"),
-        ("csv_boxes", HEAD + "a.tif,1,2,3,4\n", "line 2 has 5 cells, the header 6"),
-        ("csv_boxes", HEAD + "a.tif,1,2,3,4,x,y\n", "line 2 has 7 cells, the header 6"),
-        ("csv_boxes", HEAD + "a.tif,1,2,3,4, \n", "line 2 has no class in column 'label'"),
-        ("csv_boxes", HEAD + ",1,2,3,4,x\n", "line 2 names no image"),
-        ("csv_boxes", HEAD.encode() + b"caf\xe9.tif,1,2,3,4,x\n", "it is not UTF-8 text"),
-        ("csv_points", "file,x,layer\n", "no columns for the point: it has file, x, layer"),
-        ("csv_points", "file,x,y,layer\na.tif,1,2,seal\n", "marks 'seal' by points, and --box_size gives no size for it: "),
-        ("csv_points", "file,x,y,layer\na.tif,1,two,seal\n", "line 2: y='two' must be a number"),
-        ("csv_points", "file,x,y,size,layer\na.tif,1,2,big,seal\n", "line 2: image size 'big' must be width x height"),
-    ],
-)
-def test_csv_that_cannot_be_used_is_refused(read, name, text, words):
-    with pytest.raises(InputError, match=words):
-        read(name, text)
-
-
-def test_csv_with_a_class_column_of_its_own(read):
-    text = "file,xmin,ymin,xmax,ymax,label,Age Class\nnorth.tif,1,2,3,4,seal,pup\n"
-    assert read("csv_boxes", text).annotations[0].class_name == "seal"
-    assert read("csv_boxes", text, class_column="Age Class").annotations[0].class_name == "pup"
-    assert read("csv_boxes", text, class_column="age_class").annotations[0].class_name == "pup"
-    with pytest.raises(InputError, match="no column for --class_column=sex: it has file, xmin"):
-        read("csv_boxes", text, class_column="sex")
+        read_annotations("yolo", "0 .5 .5 .1 .1", "north.txt", class_names="nowhere")
 
 
 # LabelMe
@@ -426,9 +321,9 @@ def test_csv_with_a_class_column_of_its_own(read):
         ),
     ],
 )
-def test_labelme_that_cannot_be_used_is_refused(read, value, words):
+def test_labelme_that_cannot_be_used_is_refused(read_annotations, value, words):
     with pytest.raises(InputError, match=words):
-        read("labelme", json.dumps(value))
+        read_annotations("labelme", json.dumps(value))
 
 
 # What all share
@@ -448,19 +343,6 @@ def test_the_files_that_gdal_writes_beside_mosaics_are_left_out(tmp_path):
     assert (len(found.annotations), found.skipped) == (2, {"gdal_aux_files_left_out": 1})
 
 
-def test_the_origin_is_for_csv_only(read):
+def test_the_origin_is_for_csv_only(read_annotations):
     with pytest.raises(InputError, match="--origin=bottom_left with --annotation_format=voc"):
-        read("voc", VOC, origin="bottom_left")
-
-
-@pytest.mark.parametrize("text", ["", "0", "-3", "big", "inf", "nan", "a=", "a=1,a=2", "40,50", "=4", "1,5m,pup"])
-def test_box_sizes_that_cannot_be_used_are_refused(text):
-    with pytest.raises(InputError, match=r"--box_size=.* is no size above 0"):
-        reading.parse_box_size(text)
-
-
-def test_box_sizes_by_class_and_for_all_others():
-    options = ReadOptions.parse(box_size="40,pup = 1.5 m,a=b=7px")
-    assert options.side("pup", "x.csv") == Length(1.5, "m")
-    assert options.side("a=b", "x.csv") == Length(7)
-    assert options.side("adult", "x.csv") == Length(40)
+        read_annotations("voc", VOC, origin="bottom_left")
