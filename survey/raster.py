@@ -255,7 +255,7 @@ class Raster:
         if storage.is_remote(self.path) and self._copy is None:
             self._copy = tempfile.TemporaryDirectory(prefix="rookery-raster-")
             for part in self._dataset.files:  # with what lies beside it, such as a mask, and below it, as of a VRT
-                url = storage.SCHEME + part.removeprefix("/vsigs/")
+                url = storage.SCHEME + os.path.normpath(part.removeprefix("/vsigs/"))
                 os.makedirs(os.path.dirname(self._copied(url)), exist_ok=True)
                 storage.download(url, self._copied(url))
             self._dataset.close()
