@@ -1,5 +1,6 @@
 """Signals that end the supervisor as an exception, and can be held back where nothing may be broken off."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ class Interrupted(Exception):  # noqa: N818 it is no error
 
 
 class Signals:
-    """Turns Ctrl-C, a closed terminal and a plain kill into `Interrupted`. Made in the main thread."""
+    """Turns Ctrl-C, a closed terminal and a plain kill into `Interrupted`. Made in the main thread.
+
+    Under `nohup` a closed terminal stays without effect.
+    """
 
     def __init__(self) -> None:
         self._held, self._pending = False, 0
+        self._terminal = [stream for stream in range(3) if os.isatty(stream)]
         for number in CAUGHT:
-            signal.signal(number, self._caught)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._caught)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -41,7 +47,16 @@ class Signals:
                 raise Interrupted(number)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._let_go_of_terminal()
         if self._held:
             self._pending = number
             return
         raise Interrupted(number)
+
+    def _let_go_of_terminal(self) -> None:
+        """Sends to nowhere what is said from now on: writing to a closed terminal fails, and that must not keep a TPU."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in self._terminal:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)

@@ -1,11 +1,16 @@
 """scripts/2_train_tpu.sh whole: the real gcloud against a stand-in of Cloud TPU, objects in the storage emulator."""
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
+import sys
+import termios
 import time
 import urllib.request
 import uuid
@@ -264,6 +269,89 @@ def test_ctrl_c_deletes_with_yes_and_says_what_bills_without(bench):
     assert "STILL THERE" not in said
     assert len(bench.tpu.created) == 1
     assert bench.tpu.requests == {}
+
+
+class Terminal:
+    """A command with a terminal of its own, as a person has it."""
+
+    def __init__(self, bench: Bench, *argv: str) -> None:
+        self._master, slave = pty.openpty()
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
+        self.process = subprocess.Popen(
+            **{**bench.command("--no-doctor", "--no-preflight", *argv), **streams},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+        self.said = ""
+
+    def read_until(self, words: str) -> None:
+        end = time.monotonic() + 60
+        while words not in self.said:
+            assert time.monotonic() < end, self.said
+            self._read()
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def hang_up(self) -> None:
+        os.close(self._master)
+
+    def end(self) -> str:
+        """What it said, once it has ended."""
+        while self._read():
+            pass
+        self.process.wait(60)
+        return self.said
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], 60)
+        assert ready, self.said
+        try:
+            self.said += os.read(self._master, 4096).decode()
+        except OSError:  # how Linux says that nobody is at the other end
+            return False
+        return True
+
+
+def test_a_person_at_a_terminal_is_asked(bench):
+    """Ctrl-C reaches every process of the terminal, gcloud's too, should one be at work."""
+    bench.tell("pause", 5)
+    first = Terminal(bench)
+    first.read_until("resumed from")
+    first.type("\x03")
+    first.read_until("SIGINT: delete the TPU 'seals'? [y/n] ")
+    first.type("n\n")
+    assert "STILL THERE: the TPU 'seals'" in first.end()
+    assert (first.process.returncode, bench.tpu.billed) == (130, ["seals"])
+    second = Terminal(bench)
+    second.read_until("resumed from")
+    second.type("\x03")
+    second.read_until("[y/n] ")
+    second.type("y\n")
+    said = second.end()
+    assert "nothing of it bills" in said
+    assert "STILL THERE" not in said
+    assert (second.process.returncode, bench.tpu.billed) == (130, [])
+
+
+@pytest.mark.parametrize(("flags", "billed"), [([], ["seals"]), (["--yes"], [])])
+def test_a_closed_terminal_leaves_it_or_deletes_with_yes(bench, flags, billed):
+    bench.tell("pause", 5)
+    terminal = Terminal(bench, *flags)
+    terminal.read_until("resumed from")
+    terminal.hang_up()
+    assert terminal.process.wait(60) == 130
+    assert bench.tpu.billed == billed
+
+
+def test_nohup_keeps_a_closed_terminal_from_ending_it():
+    """Coreutils' nohup starts a command that ignores the signal, and it has to go on doing so."""
+    code = "import os, signal; from cloud.signals import Signals; Signals(); os.kill(os.getpid(), signal.SIGHUP); print('here')"
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
 
 
 def test_on_a_slice_of_several_hosts_worker_0_alone_runs_it(bench):
