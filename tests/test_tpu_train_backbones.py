@@ -220,6 +220,7 @@ def test_pixels_are_scaled_as_the_weights_learned() -> None:
         ("efficientnet_lite0", {"max_level": 8}, r"max_level=8: must be from task.model.min_level=3 to 7"),
         ("resnet50", {"max_level": 2}, r"max_level=2: must be from task.model.min_level=3 to 7"),
         ("resnet50", {"size": 100}, r"--image_size=100: must be a multiple of the coarsest stride, 32 px; use 96 or 128$"),
+        ("resnet50", {"size": 416, "max_level": 7}, r"stride, 128 px; use 384 or 512, or --max_level 5$"),
         ("spinenet49", {"size": 320}, r"--backbone spinenet49, 128 px; use 256 or 384, or a backbone with an FPN"),
         ("spinenet49", {"size": 100}, r"--backbone spinenet49, 128 px; use 128$"),
         ("spinenet49", {"freeze_level": 3}, r"freeze_level=3: .* only its stem .*; use 2, or 0"),

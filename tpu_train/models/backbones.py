@@ -127,6 +127,9 @@ def check(name: str, *, min_level: int, max_level: int, image_sizes: Mapping[str
             remedy = f"use {near}"
             if known.own_pyramid and size % 2**max_level == 0:
                 remedy += ", or a backbone with an FPN, such as resnet50"
+            fitting = [level for level in range(min_level, max_level) if size % stride(name, level) == 0]
+            if fitting:
+                remedy += f", or --max_level {fitting[-1]}"
             whose = f" of --backbone {name}" if known.own_pyramid else ""
             raise InputError(f"{what}: must be a multiple of the coarsest stride{whose}, {step} px; {remedy}")
     if known.own_pyramid and freeze_level > SPINENET_STEM_LEVEL:
