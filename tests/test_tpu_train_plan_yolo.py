@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +22,7 @@ from survey.heads import YoloHeads
 from tpu_train import box_sizes, configure, loop, patches, sources, train
 from tpu_train import input as host
 from tpu_train import plan as planning
+from tpu_train import shards as framing
 from tpu_train.experiments import yolo
 from tpu_train.models import yolo_networks
 from tpu_train.options import Options
@@ -218,6 +220,30 @@ def test_a_sample_is_learned_from(survey: str) -> None:
             divided(survey, **flags)
 
 
+def damaged(path: str, number: int) -> None:
+    """Writes over the first byte of a record."""
+    with framing.opened(path) as (ranges, size):
+        frame = list(framing.frames(ranges, size))[number]
+    with open(path, "r+b") as file:
+        file.seek(frame.offset)
+        file.write(b"?")
+
+
+def test_a_repair_moves_no_patch_to_the_other_side(survey: str, tmp_path: Path) -> None:
+    """A byte of the second record of the first file and one of the last record of the last are wrong: learned and judged."""
+    data = str(shutil.copytree(survey, tmp_path / "dataset"))
+    chosen = options(data, model_dir=str(tmp_path / "run"), validation=0.25, sample_train=18, max_bad_records=2)
+    files = sources.Sources(chosen, planning.make(chosen, dataset.read(data)))
+    learned, judged = (ids(files.shards[name]) for name in (sources.TRAINING, sources.VALIDATION))
+    shards = dataset.read(data).splits["train"]
+    damaged(f"{data}/{shards[0].file}", 1)
+    damaged(f"{data}/{shards[-1].file}", shards[-1].records - 1)
+    files.repair(tf.errors.DataLossError(None, None, "corrupted record"))
+    assert ids(files.shards[sources.TRAINING]) == [each for each in learned if each != learned[1]]
+    assert ids(files.shards[sources.VALIDATION]) == judged[:-1]
+    assert sources.Sources(chosen, planning.make(chosen, dataset.read(data))).shards == files.shards  # and the next start knows
+
+
 def test_reading_when_asked_gives_the_same_batches(survey: str) -> None:
     files = divided(survey)[sources.TRAINING]
 
@@ -279,6 +305,26 @@ def test_a_run_keeps_its_anchors(survey: str, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"holds a run with anchors=\[\[.*this one has \[\[5\.0, 6\.0\], \[8\.0, 7\.0\]"):
         train.run([*argv, "--anchors", write_anchors(tmp_path / "other.json", NINE)])
     assert len(started) == 3
+
+
+def test_a_damaged_record_changes_no_anchors(survey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a run that has begun stay; one that begins finds its own without the record, if it may be missing."""
+    monkeypatch.setattr(loop, "train", lambda *_, **__: None)
+    data = shutil.copytree(survey, tmp_path / "dataset")
+    argv = ["--dataset", str(data), "--model=yolo", "--backbone=tiny", "--init=scratch", "--steps=2", "--model_dir"]
+    assert train.run([*argv, str(tmp_path / "begun")]) == 0
+    before = json.loads((tmp_path / "begun/train.json").read_text())["anchors"]
+    for number in range(5):
+        damaged(f"{data}/{dataset.read(str(data)).splits['train'][0].file}", number)
+    assert train.run([*argv, str(tmp_path / "begun")]) == 0
+    assert json.loads((tmp_path / "begun/train.json").read_text())["anchors"] == before
+    with pytest.raises(
+        InputError, match=r"train-00000-of-00004.tfrecord: 5 of 7 records cannot be read: .*--max_bad_records 5 or"
+    ):
+        train.run([*argv, str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+    assert train.run([*argv, str(tmp_path / "new"), "--max_bad_records=5"]) == 0
+    assert json.loads((tmp_path / "new/train.json").read_text())["anchors"] != before
 
 
 def test_a_loss_that_differs_between_levels_is_refused(survey: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_tpu_train_loop import survey as survey
+from test_tpu_train_loop_verb import survey as survey
 
 from survey import dataset
 from survey.errors import InputError

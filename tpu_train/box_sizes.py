@@ -19,37 +19,46 @@ SIDES = tuple(f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
-def of_dataset(folder: str, split: str) -> np.ndarray:
+def of_dataset(folder: str, split: str, *, max_bad_records: int = 0) -> np.ndarray:
     """Sizes of all boxes of a split.
 
     Args:
       folder: of the dataset, local or gs://.
       split: its name.
+      max_bad_records: go on without so many records that are damaged.
 
     Returns:
       float32 [N, 2], (width, height) in pixels of the patch.
 
     Raises:
-      InputError: no such split, or a record that is damaged or without boxes' lists.
+      InputError: no such split, more damaged records, or a record without boxes' lists.
     """
     data = dataset.read(folder)
     if not data.splits.get(split):
         raise InputError(f"--split={split}: the dataset has patches in {', '.join(data.splits)}")
     found = [np.zeros((0, 2), np.float32)]
     progress = Progress("anchors", data.records(split), "patches")
-    done = 0
+    seen = damaged = 0
     for shard in data.splits[split]:
         path = os.path.join(folder, shard.file)
         try:
+            whole = 0
             for content in _records(path):
-                found.append(sizes(content))
-                done += 1
-                if done % 1000 == 0 or done == data.records(split):
-                    progress.update(done)
+                if content is not None:
+                    found.append(sizes(content))
+                    whole += 1
+                if (seen + whole) % 1000 == 0 or seen + whole == data.records(split):
+                    progress.update(seen + whole)
         except FileNotFoundError:
             raise InputError(f"{path} is missing: copy the dataset again") from None
         except ValueError as error:
             raise InputError(f"{path}: a record cannot be read ({error}): `rookery doctor` says more") from None
+        seen, damaged = seen + whole, damaged + shard.records - whole
+        if damaged > max_bad_records:
+            raise InputError(
+                f"{path}: {shard.records - whole} of {shard.records} records cannot be read: `rookery doctor` names them; "
+                f"`rookery train` goes on without them with --max_bad_records {damaged} or more"
+            )
     return np.concatenate(found) * np.float32(data.patch_size)
 
 
@@ -79,13 +88,11 @@ def sizes(serialized: bytes) -> np.ndarray:
     return np.stack([x1 - x0, y1 - y0], axis=1)
 
 
-def _records(path: str) -> Iterator[bytes]:
+def _records(path: str) -> Iterator[bytes | None]:
+    """The bytes of each record, None of those that are damaged; behind a wrong length comes nothing."""
     with shards.opened(path) as (ranges, size):
-        for number, frame in enumerate(shards.frames(ranges, size)):
-            content = shards.intact(ranges, frame)
-            if content is None:
-                raise ValueError(f"number {number}: {frame.broken or 'its checksum is wrong'}")
-            yield content
+        for frame in shards.frames(ranges, size):
+            yield shards.intact(ranges, frame)
 
 
 def _floats(entry: memoryview) -> np.ndarray:

@@ -136,7 +136,9 @@ def _left_out(entry: Mapping[str, Any]) -> dict[int, str]:
 def _replaced(shards: Sequence[Shard], record: Mapping[str, Mapping[str, Any]], model_dir: str) -> tuple[Shard, ...]:
     def replaced(shard: Shard) -> Shard:
         entry = record.get(shard.path)
-        return shard if entry is None else Shard(os.path.join(model_dir, FOLDER, entry["file"]), entry["records"])
+        if entry is None:
+            return shard
+        return Shard(os.path.join(model_dir, FOLDER, entry["file"]), entry["records"], lost=tuple(sorted(_left_out(entry))))
 
     return tuple(replaced(shard) for shard in shards)
 

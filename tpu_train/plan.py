@@ -72,8 +72,13 @@ def sized(options: Options, data: dataset.Dataset) -> Options:
     return dataclasses.replace(options, epochs=None, steps=max(1, math.ceil(options.epochs * records / options.batch_size)))
 
 
-def make(options: Options, data: dataset.Dataset) -> Plan:
+def make(options: Options, data: dataset.Dataset, *, anchors_px: Sequence[tuple[float, float]] = ()) -> Plan:
     """Fills in what was not given and refuses what contradicts the dataset.
+
+    Args:
+      options: of the run.
+      data: its dataset.
+      anchors_px: of a YOLO that goes on, (width, height) of each anchor as it began; empty to find them.
 
     Raises:
       InputError: a split is missing or empty, or a given number cannot be right for this dataset.
@@ -107,7 +112,7 @@ def make(options: Options, data: dataset.Dataset) -> Plan:
     spec: AnchorSpec | YoloHeads
     if options.model == YOLO:
         _check_yolo(options, sizes)  # before the boxes are read, which may take a while
-        spec = _yolo_heads(options, _yolo_anchors(options))
+        spec = _yolo_heads(options, anchors_px or _yolo_anchors(options))
     else:
         spec = _with_flags(anchors.fit(data.statistics.box_sides_px), options)
         _check_sizes(options, spec, sizes)
@@ -194,7 +199,7 @@ def _yolo_anchors(options: Options) -> Sequence[tuple[float, float]]:
     """Those of --anchors, else those that `rookery anchors` would find with its defaults."""
     if options.anchors:
         return _given_anchors(options.anchors, options)
-    sizes = box_sizes.of_dataset(options.dataset, options.train_split)
+    sizes = box_sizes.of_dataset(options.dataset, options.train_split, max_bad_records=options.max_bad_records)
     return box_shapes.fit(sizes, _yolo_count(options), seed=0).anchors_px
 
 

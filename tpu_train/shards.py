@@ -4,6 +4,7 @@ Also how such a file is laid out: each record is its length (8 bytes), the check
 checksum (4), see tensorflow/core/lib/io/record_writer.h.
 """
 
+import bisect
 import itertools
 import os
 import struct
@@ -32,11 +33,13 @@ class Shard:
       path: local or gs://.
       records: to read, all that it has or some in a row.
       first: number of the first of them.
+      lost: of a cleaned copy, the numbers that records had which it lacks, ascending.
     """
 
     path: str
     records: int
     first: int = 0
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,17 @@ def sampled(shards: Sequence[Shard], number: int) -> tuple[Shard, ...]:
     if number > total:
         raise InputError(f"--sample_train={number}: there are {total} patches to learn from; drop the flag to take them all")
     return tuple(Shard(shard.path, share, shard.first) for shard, share in zip(shards, _shared_out(shards, number), strict=True))
+
+
+def in_copy(part: Shard, copy: Shard) -> Shard:
+    """The same records in a cleaned copy of their file, those aside that it lacks.
+
+    Args:
+      part: some records in a row of the file as it was cut.
+      copy: the whole cleaned copy, or the file itself.
+    """
+    before, until = (bisect.bisect_left(copy.lost, number) for number in (part.first, part.first + part.records))
+    return Shard(copy.path, part.records - (until - before), part.first - before)
 
 
 def _shared_out(shards: Sequence[Shard], number: int) -> list[int]:

@@ -69,11 +69,18 @@ class Sources:
         )
 
     def _divided(self, files: Sequence[Shard]) -> dict[str, tuple[Shard, ...]]:
-        """What is learned from, and what judges it, as --validation and --sample_train ask for."""
+        """What is learned from, and what judges it, as --validation and --sample_train ask for.
+
+        Args:
+          files: the whole files to read, cleaned copies where they are damaged. A patch stays on the side on which it was in the
+            files as they were cut: or what was learned from would judge after a repair.
+        """
         options = self._options
-        training, validation = tuple(files[: self._training]), tuple(files[self._training :])
+        training, validation = self._originals[: self._training], self._originals[self._training :]
         if options.validation:
             training, validation = shards.held_out(training, options.validation)
         if options.sample_train:
             training = shards.sampled(training, options.sample_train)
-        return {TRAINING: training, VALIDATION: validation}
+        whole = {original.path: file for original, file in zip(self._originals, files, strict=True)}
+        parts = {TRAINING: training, VALIDATION: validation}
+        return {name: tuple(shards.in_copy(part, whole[part.path]) for part in side) for name, side in parts.items()}

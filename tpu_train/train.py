@@ -8,7 +8,7 @@ from survey import dataset, files, flags, tpu_environment
 from survey.errors import InputError
 from survey.heads import YoloHeads
 from tpu_train import hparams, plan, sources
-from tpu_train.options import Options
+from tpu_train.options import YOLO, Options
 from tpu_train.run_folder import RECORD
 
 # These say how a run is carried out, not which run it is: it may go on with others.
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     options, _ = flags.parse(Options, hparams.expanded(argv, flags.names(Options)), prog="rookery train")
     data = dataset.read(options.dataset)
     options = plan.sized(options, data)
-    settled = plan.make(options, data)
+    settled = plan.make(options, data, anchors_px=_begun_with(options))
     files_read = sources.Sources(options, settled)
     if options.validation and data.overlap_px:
         print(
@@ -72,6 +72,19 @@ def _record(options: Options, settled: plan.Plan, files_read: sources.Sources) -
         flags_given |= {"yolo": plan.version(options), "head": plan.head(options)}
         flags_given["anchors"] = [list(anchor) for level in settled.anchors.anchors_px for anchor in level]
     return {"dataset": dataset.digest(options.dataset), **flags_given}
+
+
+def _begun_with(options: Options) -> list[tuple[float, float]]:
+    """Anchors of the YOLO that this run goes on with, none where it begins or is given them.
+
+    They follow from the dataset, all of whose records would have to be read again, and one may have been damaged since.
+    """
+    path = os.path.join(options.model_dir, RECORD)
+    if options.model != YOLO or options.anchors or not files.exists(path):
+        return []
+    found = files.read_json(path, "the record of a training run")
+    same = {"dataset": dataset.digest(options.dataset), "head": plan.head(options), "train_split": options.train_split}
+    return [tuple(anchor) for anchor in found["anchors"]] if same.items() <= found.items() else []
 
 
 def _refuse_another_run(model_dir: str, mine: dict[str, Any]) -> None:
