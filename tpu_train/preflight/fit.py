@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 TILE = 8  # images, see `tpu_train.preflight.lint`: from so many on, batches are tried in eights
 COMPILES = 8  # at most
-MOST = 1024  # images of one replica, not searched beyond: 8,192 on eight chips, far more than any recipe trains a detector with
+MOST = 256  # images of one replica, not searched beyond: 2,048 on eight chips are more than recipes train a detector with
 
 
 @dataclass(frozen=True, slots=True)
