@@ -73,7 +73,7 @@ def test_a_small_model_is_not_searched_for_ever() -> None:
     found = fit.largest(compiled, start=8, capacity_bytes=1_000_000)
     assert asked == [8, fit.MOST]
     assert (found.batch, found.refused) == (fit.MOST, 0)
-    assert found.line() == f"{fit.MOST} images a replica, at least"
+    assert found.line() == f"{fit.MOST} images a replica, at least: larger ones were not tried"
 
 
 def test_what_was_not_tried_is_not_claimed() -> None:

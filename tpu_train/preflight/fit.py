@@ -54,7 +54,7 @@ class Largest:
         """
         if not self.batch:
             return f"none: {self.refused} image{'s' if self.refused > 1 else ''} a replica do{'es' * (self.refused == 1)} not fit"
-        least = "" if self.exact else ", at least"
+        least = "" if self.exact else ", at least" if self.refused else ", at least: larger ones were not tried"
         return f"{self.batch} images a replica{least}" + (f"; {self.refused} do not fit" if self.refused else "")
 
 
