@@ -6,6 +6,7 @@ A few batches are under way at a time, so memory does not grow with the raster. 
 alone, and comes out in the order asked for.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ BATCHES_AHEAD = 1
 # Threads that decode image tiles, one more than cores, since neighbouring patches wait for each other's tiles. A CPU's forward
 # pass wants the same cores; an accelerator is fed by about so many.
 MOST_READERS = 8
+# Bytes, of the address of a batch: with it TensorFlow and others take an array where it lies (Eigen's EIGEN_MAX_ALIGN_BYTES).
+ALIGNMENT = 64
 
 
 class Pixels(Protocol):
@@ -155,6 +158,13 @@ def search(
         looking.shutdown(cancel_futures=True)
 
 
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of uint8, not yet filled, that a `Runner` need not copy."""
+    room = np.empty(math.prod(shape) + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + math.prod(shape)].reshape(shape)
+
+
 class _Batch:
     """Patches being read into one array, which is the model's input."""
 
@@ -162,7 +172,7 @@ class _Batch:
         self, pool: ThreadPoolExecutor, raster: Pixels, grid: PatchGrid, indices: Sequence[int], scale: tuple[float, float]
     ) -> None:
         self.indices = indices
-        self._images = np.empty((len(indices), grid.patch_size, grid.patch_size, 3), np.uint8)
+        self._images = aligned((len(indices), grid.patch_size, grid.patch_size, 3))
         windows = [grid.window(*grid.cell(index)) for index in indices]
         self._reads = [pool.submit(self._read, raster, n, window, scale) for n, window in enumerate(windows)]
 

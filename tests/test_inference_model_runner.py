@@ -3,8 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import stub_model
+import tensorflow as tf
 
 from inference.model_runner import ModelRunner
+from inference.search import aligned
 from survey.errors import InputError
 
 
@@ -31,6 +33,28 @@ def test_any_number_of_images_in_static_batches(folder):
     np.testing.assert_array_equal(six["raw_boxes"][:3], raw_boxes)
     np.testing.assert_array_equal(six["raw_scores"][:3], raw_scores)
     assert len(six["raw_boxes"]) == 6
+
+
+def test_an_aligned_batch_is_not_copied(folder, monkeypatch):
+    runner = ModelRunner(folder, stub_model.SPEC, batch_size=4)
+    batch = aligned((4, 64, 64, 3))
+    batch[:] = images(4)
+    shifted = aligned((batch.size + 1,))[1:].reshape(batch.shape)
+    shifted[:] = batch
+    frozen = aligned(batch.shape)
+    frozen[:] = batch
+    frozen.flags.writeable = False
+    copied = {
+        name: runner(array) for name, array in {"shifted": shifted, "frozen": frozen, "strided": batch[:, ::-1, ::-1]}.items()
+    }
+    monkeypatch.setattr(tf, "constant", None)
+    taken = runner(batch)
+    for name in ("raw_boxes", "raw_scores"):
+        np.testing.assert_array_equal(taken[name], copied["shifted"][name])
+        np.testing.assert_array_equal(taken[name], copied["frozen"][name])
+        assert not np.array_equal(taken[name], copied["strided"][name])
+    with pytest.raises(TypeError, match="not callable"):  # the others are
+        runner(shifted)
 
 
 def test_a_fixed_batch_is_kept(tmp_path):
