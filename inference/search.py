@@ -42,8 +42,8 @@ class Pixels(Protocol):
         """Whether several threads may read at once."""
         ...
 
-    def read(self, window: Window) -> np.ndarray:
-        """Pixels of a window, uint8 [h, w, 3]; black beyond the raster."""
+    def read(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+        """Pixels of a window, uint8 [h, w, 3], put into `out` where it is given; black beyond the raster."""
         ...
 
 
@@ -184,7 +184,7 @@ class _Batch:
 
     def _read(self, raster: Pixels, n: int, window: Window, scale: tuple[float, float]) -> None:
         if scale == (1.0, 1.0):
-            self._images[n] = raster.read(window)
+            raster.read(window, self._images[n])
         else:
             self._images[n] = resample.resize(raster.read(resample.source(window, scale)), window, scale)
 

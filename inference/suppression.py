@@ -23,6 +23,7 @@ SIGMA = 0.5  # of soft_gaussian, as in the paper's experiments
 
 # Candidates of a group that are settled at once: few, so that the best remove most others before those are compared at all.
 _BLOCK = 8
+_FEW = 24  # but groups as small as this are settled whole: one look at all pairs costs less than three at some
 _AT_ONCE = 1024  # candidates settled at once where there are few groups
 _SPREAD_AT_ONCE, _SPREAD_EACH = 2048, 512  # and where only neighbours are compared, and of these a group
 _PRICE, _PRICE_EACH = 128, 16  # of that, in comparisons of all with all
@@ -104,6 +105,7 @@ def _stays(boxes: np.ndarray, groups: np.ndarray, iou_threshold: float) -> np.nd
     while len(left):
         starts = np.flatnonzero(np.diff(groups[left], prepend=-1))
         sizes = np.diff(starts, append=len(left))
+        each = max(each, _FEW) if sizes.max() <= _FEW else each
         in_block = np.arange(len(left)) - np.repeat(starts, sizes) < each
         rest = left[~in_block]
         if near:

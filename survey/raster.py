@@ -110,6 +110,7 @@ class Raster:
         others = [band for band in range(dataset.count) if band not in alphas]
         self._colours = others[:3] if len(others) >= 3 else others[:1]
         self._palette = _palette(dataset)
+        self._as_stored = self._dtype == np.uint8 and len(self._colours) == dataset.count == 3  # RGB needs nothing done to it
         self._stretch = stretch
         self._pixels: _Pixels | None = None
 
@@ -159,20 +160,28 @@ class Raster:
             self._stretch = stretching.measure(self._sample(), len(self._colours))
         return self._stretch
 
-    def read(self, window: Window) -> np.ndarray:
+    def read(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         """Pixels of a window.
 
+        Args:
+          window: of the raster, in pixels; may reach beyond it.
+          out: uint8 [window.height, window.width, 3] to put them in; by default a new array.
+
         Returns:
-          uint8 [window.height, window.width, 3], RGB; a grey raster is repeated, an alpha band left out, 16 bits stretched, and
-          what lies beyond the raster is black.
+          uint8 [window.height, window.width, 3], RGB, `out` if it was given; a grey raster is repeated, an alpha band left out,
+          16 bits stretched, and what lies beyond the raster is black.
 
         Raises:
           InputError: the file is damaged there.
         """
-        part = window.intersect(self._bounds)
-        if part == window:
+        part, pixels = window.intersect(self._bounds), self._opened()
+        if part == window and isinstance(pixels, TiledTiff) and self._as_stored:
+            return pixels.read(part, out)
+        if part == window and out is None:
             return self._to_rgb(self._read_colours(part))
-        out = np.zeros((window.height, window.width, 3), np.uint8)
+        out = np.empty((window.height, window.width, 3), np.uint8) if out is None else out
+        if part != window:
+            out[...] = 0
         if part.area:
             y, x = part.y0 - window.y0, part.x0 - window.x0
             out[y : y + part.height, x : x + part.width] = self._to_rgb(self._read_colours(part))

@@ -57,13 +57,13 @@ class TiledTiff:
         self._file_lock = threading.Lock()
         self.tiles_decoded = 0
 
-    def read(self, window: Window) -> np.ndarray:
-        """Pixels of a window inside the raster: [h, w, samples], in the type of the file.
+    def read(self, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+        """Pixels of a window inside the raster: [h, w, samples], in the type of the file; put into `out` where it is given.
 
         Raises:
           InputError: a tile is damaged or beyond the end of the file.
         """
-        out = np.empty((window.height, window.width, self._samples), self._dtype)
+        out = np.empty((window.height, window.width, self._samples), self._dtype) if out is None else out
         self._begin(window.y0)
         try:
             self._fill_in(out, window)

@@ -199,6 +199,19 @@ def test_a_raster_without_a_mask_needs_no_reading(tmp_path, write_raster):
         assert raster._pixels is None
 
 
+@pytest.mark.parametrize(
+    ("layout", "bands", "dtype"), list(itertools.product(("tiled", "striped"), (1, 3, 4), ("uint8", "uint16")))
+)
+def test_pixels_are_put_where_they_are_wanted(tmp_path, write_raster, layout, bands, dtype):
+    extra = {"alpha": "YES"} if bands == 4 else {}
+    path = write_raster(tmp_path / "a.tif", noise(bands, dtype), **LAYOUTS[layout], **extra)
+    with Raster(path) as raster:
+        for window in (*WINDOWS, Window(-5, 180, 40, 230), Window(300, 300, 310, 310)):
+            out = np.full((window.height, window.width, 3), 77, np.uint8)
+            assert raster.read(window, out) is out
+            np.testing.assert_array_equal(out, raster.read(window))
+
+
 def test_sparse_tiles(tmp_path, write_raster):
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     image[70:, 70:] = noise(3, "uint8")[70:, 70:]
