@@ -16,8 +16,9 @@ whole patches, the same for all sizes. Or from one dataset a size, as in the stu
 "{size}" in --dataset stands for it, and --shard cuts them here with those flags of `rookery shard`. Mosaics should be larger than
 the largest size: a smaller one gets a black frame, and then a larger size shows more of that and nothing else.
 
-Every half is kept in OUTPUT/cells when it is done, with what it was made with: the same command goes on after a stop, and one
-with other settings makes again what they change. OUTPUT gets sizes.csv, sizes.md, precision.png and memory.png after every half.
+Every half is kept in OUTPUT/cells.json when it is done, with what it was made with: the same command goes on after a stop, and
+one with other settings makes again what they change. OUTPUT gets sizes.csv, sizes.md, precision.png and memory.png after every
+half.
 """
 
 import argparse
@@ -29,16 +30,17 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import compiled_step
 import measure
 import size_table
+from kept import Kept
 
 sys.path.insert(0, str(measure.ROOT))  # a child is started by its path, not as a module
 
@@ -70,32 +72,6 @@ class Cell:
         return ["--model=yolo", f"--backbone={self.backbone}", f"--head={self.head}", f"--image_size={self.size}"]
 
 
-class Kept:
-    """What is known of the cells, in files: a half counts as done as long as it was made with the same settings.
-
-    Args:
-      folder: made when the first half is kept.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def of(self, cell: Cell) -> dict[str, Any]:
-        """All halves of a cell, whatever they were made with."""
-        path = self._folder / f"{cell.name}.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return found
-
-    def done(self, cell: Cell, half: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a half is there, made with these settings."""
-        return self.of(cell).get(half, {}).get("settings") == settings
-
-    def keep(self, cell: Cell, half: str, settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        """Remembers a half, in one step."""
-        files.make_folder(str(self._folder))
-        files.write_json(str(self._folder / f"{cell.name}.json"), {**self.of(cell), half: {"settings": settings, **found}})
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """One half of a cell.
@@ -123,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    kept = Kept(options.output / "cells")
-    todo = [job for job in jobs(options) if not kept.done(job.cell, job.half, job.settings)]
+    kept = Kept(options.output / "cells.json")
+    todo = [job for job in jobs(options) if not kept.done(job.cell.name, job.half, job.settings)]
     if options.dry_run:
         for job in todo:
             print(job.command)
@@ -133,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     for number, job in enumerate(todo, start=1):
         print(f"size_sweep: {number} of {len(todo)}: {job.cell.name}, {job.half}", flush=True)
         try:
-            kept.keep(job.cell, job.half, job.settings, job.work())
+            kept.keep(job.cell.name, job.half, job.settings, job.work())
         except (RuntimeError, InputError) as error:  # one cell that cannot be says nothing of the others
             print(f"size_sweep: {job.cell.name}, {job.half} failed: {error}", file=sys.stderr, flush=True)
             failed += 1
@@ -225,7 +201,9 @@ def halves(options: argparse.Namespace) -> Iterator[Job]:
     for cell in cells if options.num_classes else ():
         step = {**common, "num_classes": options.num_classes}
         command = preflight(cell, options)
-        yield Job(cell, "compile", {**step, "accelerator": ACCELERATOR}, shlex.join(command), lambda c=command: compiled(c))
+        yield Job(
+            cell, "compile", {**step, "accelerator": ACCELERATOR}, shlex.join(command), lambda c=command: compiled_step.ask(c)
+        )
         said = f"# {cell.name}: two steps on this machine's CPU, as --mem_eval of rookery train"
         yield Job(cell, "host", step, said, lambda c=cell: apart(_host, planned(c, options)))
     for seed, cell in itertools.product(options.seeds if options.dataset or options.shard else (), cells):
@@ -244,9 +222,8 @@ def planned(cell: Cell, options: argparse.Namespace) -> list[str]:
 
 
 def preflight(cell: Cell, options: argparse.Namespace) -> list[str]:
-    """The command of a compile half, but for the file of its answers."""
-    cache = [f"--cache={options.cache}"] if options.cache else []
-    return ["rookery", "preflight", f"--accelerator={ACCELERATOR}", *planned(cell, options), "--step=train", *cache]
+    """The command of a compile half."""
+    return compiled_step.command([f"--accelerator={ACCELERATOR}", *planned(cell, options)], options.cache)
 
 
 def sharding(options: argparse.Namespace, size: int) -> list[str]:
@@ -268,26 +245,6 @@ def run_folder(cell: Cell, options: argparse.Namespace, seed: int) -> Path:
     return path
 
 
-def compiled(command: list[str]) -> dict[str, Any]:
-    """What preflight answers.
-
-    Raises:
-      RuntimeError: it could not answer.
-    """
-    with tempfile.TemporaryDirectory(prefix="rookery_sweep_") as folder:
-        path = Path(folder, "answers.json")
-        run([*command, f"--json={path}"], answers=path)
-        answers = json.loads(path.read_text())
-    step, where = answers["steps"]["train"], answers["accelerator"]
-    found = {"parameters": step["parameters"], "compiles": step["compiles"], "hbm_bytes": step["hbm_bytes"]}
-    found |= {"hbm_capacity_bytes": where["hbm_bytes"], "versions": step.get("versions")}
-    if not step["compiles"]:
-        return {**found, "message": step["message"]}
-    kept = ("flops", "hbm_traffic_bytes", "temporary_bytes", "argument_bytes", "bound_s", "limit")
-    rate = step["images_per_s_per_replica_at_most"] * where["replicas"] / where["chips"]
-    return {**found, **{name: step[name] for name in kept}, "images_per_s_at_most": rate}
-
-
 def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The validation after the last step.
 
@@ -304,15 +261,15 @@ def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any
     return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *shlex.split(options.flags)))}
 
 
-def run(command: list[str], answers: Path | None = None) -> None:
-    """A verb; it must succeed, or at least leave its answers.
+def run(command: list[str]) -> None:
+    """A verb.
 
     Raises:
-      RuntimeError: it did not; with the end of what it said.
+      RuntimeError: it failed; with the end of what it said.
     """
     line = [sys.executable, "-m", *command]
     done = subprocess.run(line, cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode and not (answers and answers.exists()):
+    if done.returncode:
         raise RuntimeError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
 
 
@@ -369,8 +326,8 @@ def row(mine: Sequence[Job], cell: Cell, kept: Kept, options: argparse.Namespace
     found: dict[str, Any] = {"size_px": cell.size, "backbone": cell.backbone, "head": cell.head, "batch_size": options.batch_size}
     runs = []
     for job in mine:
-        if kept.done(cell, job.half, job.settings):
-            half = kept.of(cell)[job.half]
+        if kept.done(cell.name, job.half, job.settings):
+            half = kept.of(cell.name)[job.half]
             found |= {name: half[name] for name in size_table.HEADER if name in half and name not in size_table.METRICS}
             runs += [half] if job.half.startswith("train") else []
     if runs:

@@ -2,28 +2,24 @@
 
     python benchmarks/tpu_matrix.py [--experiments NAME,...] [--accelerators TYPE,...] [--output docs/tpu_matrix.md]
 
-Runs `rookery preflight --max_batch` for each pair and writes the page after each. Compiles that are done are remembered, so
-the same command goes on after a stop. On two cores a pair takes between 5 and 20 minutes; --no-search leaves the largest batch
-out and takes a quarter of that.
+Runs `rookery preflight --max_batch` for each pair that is not yet in the file of answers beside the page, a JSON, and writes both
+after each: the same command goes on after a stop, and once the step has changed a new file of answers is due (--again). On two
+cores a pair takes between 5 and 40 minutes; --no-search leaves the largest batch out and takes a quarter of that.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+import compiled_step
 import measure
+from kept import Kept
 
 BATCH = 8  # images of a chip
 ACCELERATORS = ("v4-8", "v5litepod-8", "v5p-8", "v6e-8")
 CHIPS = {"v4-8": 4, "v5litepod-8": 8, "v5p-8": 4, "v6e-8": 8}
-GIB = 2**30
+PART = "train"  # of the answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +61,38 @@ Bounds are what arithmetic and memory allow at their peak, not forecasts; the la
 
 Sizes in pixels, crop of patch: {sizes}.
 
-Written by `python benchmarks/tpu_matrix.py`; {machine}; {versions}; {day}.
+{done} of {all} pairs, of {searched} with the largest batch. Written by `python benchmarks/tpu_matrix.py`; {made}.
 """
 
 
 def main() -> None:
-    """Compiles every pair and writes the page."""
+    """Compiles every pair that is not known and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", default=",".join(EXPERIMENTS))
     parser.add_argument("--accelerators", default=",".join(ACCELERATORS))
     parser.add_argument("--output", type=Path, default=measure.ROOT / "docs/tpu_matrix.md")
     parser.add_argument("--cache", help="folder of compiles already done, as of `rookery preflight`")
     parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True, help="the largest batch")
+    parser.add_argument("--again", action="store_true", help="ask also what is known")
     options = parser.parse_args()
-    rows: list[list[str]] = []
-    versions = ""
+    kept = Kept(options.output.with_suffix(".json"))
     for name in options.experiments.split(","):
         for accelerator in options.accelerators.split(","):
-            answers = preflight(name, accelerator, options)
-            rows.append(row(name, answers))
-            print(" | ".join(rows[-1]), flush=True)
-            versions = versions or ", ".join(f"{k} {v}" for k, v in answers["steps"]["train"].get("versions", {}).items())
-            options.output.write_text(page(rows, versions))
+            subject, settings = f"{name} {accelerator}", {"flags": flags(name, accelerator)}
+            known = kept.done(subject, PART, settings) and (kept.of(subject)[PART]["largest"] or not options.search)
+            if options.again or not known:
+                asked = [*settings["flags"], *(["--max_batch"] if options.search else [])]
+                found = compiled_step.ask(compiled_step.command(asked, options.cache))
+                kept.keep(subject, PART, settings, found)
+                print(" | ".join(row(name, found)), flush=True)
+                options.output.write_text(page(kept))
+    options.output.write_text(page(kept))
 
 
-def preflight(name: str, accelerator: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The answers for a pair.
-
-    Raises:
-      RuntimeError: the command could not be carried out; with what it said.
-    """
+def flags(name: str, accelerator: str) -> list[str]:
+    """Of `rookery preflight`, for a pair."""
     what = EXPERIMENTS[name]
-    flags = [
+    return [
         f"--accelerator={accelerator}",
         f"--config=tpu_train/configs/{name}.yaml",
         f"--backbone={what.backbone}",
@@ -107,62 +103,34 @@ def preflight(name: str, accelerator: str, options: argparse.Namespace) -> dict[
         f"--num_classes={what.classes}",
         f"--batch_size={BATCH * CHIPS[accelerator]}",
         *what.flags,
-        *(["--max_batch"] if options.search else []),
     ]
-    return ask(flags, options.cache)
 
 
-def ask(flags: Sequence[str], cache: str | None) -> dict[str, Any]:
-    """What `rookery preflight` answers of a training step.
-
-    Args:
-      flags: of the command.
-      cache: folder of compiles already done; None for the command's own.
-
-    Raises:
-      RuntimeError: the command could not be carried out; with what it said.
-    """
-    with tempfile.TemporaryDirectory(prefix="rookery_matrix_") as folder:
-        path = Path(folder, "answers.json")
-        command = [sys.executable, "-m", "rookery", "preflight", *flags, "--step=train", f"--json={path}"]
-        if cache:
-            command.append(f"--cache={cache}")
-        done = subprocess.run(command, cwd=measure.ROOT, stdout=subprocess.PIPE, text=True, check=False)
-        if not path.exists():
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
-        answers: dict[str, Any] = json.loads(path.read_text())
-        return answers
-
-
-def row(name: str, answers: dict[str, Any]) -> list[str]:
+def row(name: str, found: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    step, where = answers["steps"]["train"], answers["accelerator"]
-    hbm = f"{step['hbm_bytes'] / GIB:.2f} GiB" if step["hbm_bytes"] else "?"
-    line = [name, where["generation"], "yes" if step["compiles"] else f"no: {step['message']}", hbm]
-    line.append(f"{where['hbm_bytes'] / GIB:.2f} GiB")
-    found = answers["largest_batch_per_replica"]
-    line.append("not searched" if found is None else largest(found))
-    if not step["compiles"]:
-        return [*line, "", "", ""]
-    rate = step["images_per_s_per_replica_at_most"] * where["replicas"] / where["chips"]
-    return [*line, f"{1e3 * step['bound_s']:.2f} ms", step["limit"], f"{rate:,.0f}"]
+    capacity = f"{found['hbm_capacity_bytes'] / compiled_step.GIB:.2f} GiB"
+    most = largest(found["largest"]) if found["largest"] else "not searched"
+    step = [compiled_step.fits(found), compiled_step.hbm(found), capacity, most]
+    return [name, found["generation"], *step, *compiled_step.bound(found)]
 
 
-def largest(found: dict[str, Any]) -> str:
+def largest(found: dict[str, int]) -> str:
     """The largest batch that was seen to fit, and the smallest that was not."""
     return f"{found['batch']}" + (f" ({found['refused']} do not fit)" if found["refused"] else " or more")
 
 
-def page(rows: list[list[str]], versions: str) -> str:
-    """The page as Markdown."""
-    sizes = ", ".join(f"{name} {what.image_size} of {what.patch_size}" for name, what in EXPERIMENTS.items())
+def page(kept: Kept) -> str:
+    """The page as Markdown: all that is known, whatever was asked for this time."""
+    pairs = [(name, accelerator) for name in EXPERIMENTS for accelerator in ACCELERATORS]
+    known = [(pair[0], kept.of(" ".join(pair))[PART]) for pair in pairs if kept.of(" ".join(pair))]
     return PAGE.format(
         batch=BATCH,
-        table=measure.table(list(HEADER), rows),
-        sizes=sizes,
-        machine=measure.machine("tensorflow", "tf-models-official"),
-        versions=versions,
-        day=date.today().isoformat(),
+        table=measure.table(list(HEADER), [row(*each) for each in known]),
+        sizes=", ".join(f"{name} {what.image_size} of {what.patch_size}" for name, what in EXPERIMENTS.items()),
+        done=len(known),
+        all=len(pairs),
+        searched=sum(found["largest"] is not None for _, found in known),
+        made=compiled_step.made([found for _, found in known]),
     )
 
 

@@ -2,24 +2,26 @@
 
     python benchmarks/yolo_matrix.py [--backbones NAME,...] [--heads NAME,...] [--image_size 416] [--batch_size 8]
 
-Runs `rookery preflight` for each pair, with the version of YOLO that the backbone has by default, and writes the page after each.
-Compiles that are done are remembered, so the same command goes on after a stop. On two cores a pair takes 5 to 20 minutes.
+Runs `rookery preflight` for each pair, with the version of YOLO that the backbone has by default, unless it is in the file of
+answers beside the page, a JSON, and writes both after each: the same command goes on after a stop, and once the step has changed
+--again asks all. On two cores a pair takes 5 to 20 minutes.
 """
 
 import argparse
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+import compiled_step
 import measure
-import tpu_matrix
+from kept import Kept
+
+sys.path.insert(0, str(measure.ROOT))
 
 from tpu_train.models import yolo_networks
 
-CLASSES = 8
+CLASSES = 1  # the seals'
+PART = "train"  # of the answers
 HEADER = (
     "backbone", "head", "version", "strides", "parameters", "fits", "HBM of a chip", "TFLOP a step", "step at least", "limit",
     "images/s/chip at most",
@@ -27,20 +29,18 @@ HEADER = (
 PAGE = """# YOLO's training steps on a TPU
 
 The training step of every backbone and head of `rookery train --model yolo`, compiled by the TPU's own compiler without a TPU,
-for one chip {generation} with {hbm}: {batch} images of {size} px, {classes} classes, room for {boxes} objects an image, bfloat16,
-AdamW with averaged weights. Bounds are what arithmetic and memory allow at their peak, not forecasts.
+for one chip {generation} with {hbm:.2f} GiB of HBM: {batch} images of {size} px, one class, room for {boxes} objects an image,
+bfloat16, AdamW with averaged weights. Bounds are what arithmetic and memory allow at their peak, not forecasts.
 [preflight.md](preflight.md) explains each figure.
 
 {table}
 
-{done} of {all} pairs.
-
-Written by `python benchmarks/yolo_matrix.py`; {machine}; {versions}; {day}.
+{done} of {all} pairs. Written by `python benchmarks/yolo_matrix.py`; {made}.
 """
 
 
 def main() -> None:
-    """Compiles every pair and writes the page."""
+    """Compiles every pair that is not known and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", default=",".join(yolo_networks.BACKBONES))
     parser.add_argument("--heads", default=",".join(yolo_networks.HEADS))
@@ -49,55 +49,61 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="images of a chip")
     parser.add_argument("--output", type=Path, default=measure.ROOT / "docs/yolo_matrix.md")
     parser.add_argument("--cache", help="folder of compiles already done, as of `rookery preflight`")
+    parser.add_argument("--again", action="store_true", help="ask also what is known")
     options = parser.parse_args()
-    pairs = [(backbone, head) for backbone in options.backbones.split(",") for head in options.heads.split(",")]
-    rows: list[list[str]] = []
-    for backbone, head in pairs:
-        flags = [
-            f"--accelerator={options.accelerator}",
-            "--model=yolo",
-            f"--backbone={backbone}",
-            f"--head={head}",
-            "--init=scratch",
-            f"--image_size={options.image_size}",
-            f"--num_classes={CLASSES}",
-            f"--batch_size={options.batch_size}",
-        ]
-        answers = tpu_matrix.ask(flags, options.cache)
-        rows.append(row(backbone, head, answers))
-        print(" | ".join(rows[-1]), flush=True)
-        options.output.write_text(page(rows, answers, options, len(pairs)))
+    kept = Kept(options.output.with_suffix(".json"))
+    for backbone in options.backbones.split(","):
+        for head in options.heads.split(","):
+            subject, settings = f"{backbone} {head}", {"flags": flags(backbone, head, options)}
+            if options.again or not kept.done(subject, PART, settings):
+                found = compiled_step.ask(compiled_step.command(settings["flags"], options.cache))
+                kept.keep(subject, PART, settings, found)
+                print(" | ".join(row(backbone, head, found)), flush=True)
+                options.output.write_text(page(kept, options))
+    options.output.write_text(page(kept, options))
 
 
-def row(backbone: str, head: str, answers: dict[str, Any]) -> list[str]:
+def flags(backbone: str, head: str, options: argparse.Namespace) -> list[str]:
+    """Of `rookery preflight`, for a pair."""
+    return [
+        f"--accelerator={options.accelerator}",
+        "--model=yolo",
+        f"--backbone={backbone}",
+        f"--head={head}",
+        "--init=scratch",
+        f"--image_size={options.image_size}",
+        f"--num_classes={CLASSES}",
+        f"--batch_size={options.batch_size}",
+    ]
+
+
+def row(backbone: str, head: str, found: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    step = answers["steps"]["train"]
     strides = ", ".join(str(1 << level) for level in yolo_networks.levels(backbone, head))
-    line = [backbone, head, yolo_networks.BACKBONES[backbone].default_version, strides, f"{step['parameters'] / 1e6:.1f} M"]
-    line.append("yes" if step["compiles"] else f"no: {step['message']}")
-    line.append(f"{step['hbm_bytes'] / tpu_matrix.GIB:.2f} GiB" if step["hbm_bytes"] else "?")
-    if not step["compiles"]:
-        return [*line, "", "", "", ""]
-    rate = step["images_per_s_per_replica_at_most"]
-    return [*line, f"{step['flops'] / 1e12:.2f}", f"{1e3 * step['bound_s']:.2f} ms", step["limit"], f"{rate:,.0f}"]
+    flops = f"{found['flops'] / 1e12:.2f}" if found["compiles"] else ""
+    network = [backbone, head, yolo_networks.BACKBONES[backbone].default_version, strides, f"{found['parameters'] / 1e6:.1f} M"]
+    return [*network, compiled_step.fits(found), compiled_step.hbm(found), flops, *compiled_step.bound(found)]
 
 
-def page(rows: list[list[str]], answers: dict[str, Any], options: argparse.Namespace, pairs: int) -> str:
-    """The page as Markdown, with the settings of the last answers, which all share."""
-    step, where = answers["steps"]["train"], answers["accelerator"]
+def page(kept: Kept, options: argparse.Namespace) -> str:
+    """The page as Markdown: all that is known with these settings, whatever was asked for this time."""
+    pairs = [(backbone, head) for backbone in yolo_networks.BACKBONES for head in yolo_networks.HEADS]
+    known = [
+        (*pair, kept.of(" ".join(pair))[PART])
+        for pair in pairs
+        if kept.done(" ".join(pair), PART, {"flags": flags(*pair, options)})
+    ]
+    answers = [found for *_, found in known]
     return PAGE.format(
-        generation=where["generation"],
-        hbm=f"{where['hbm_bytes'] / tpu_matrix.GIB:.2f} GiB of HBM",
+        generation=answers[0]["generation"],
+        hbm=answers[0]["hbm_capacity_bytes"] / compiled_step.GIB,
         batch=options.batch_size,
         size=options.image_size,
-        classes=CLASSES,
-        boxes=step["inputs"]["boxes"]["shape"][1],
-        table=measure.table(list(HEADER), rows),
-        done=len(rows),
-        all=pairs,
-        machine=measure.machine("tensorflow", "tf-models-official"),
-        versions=", ".join(f"{name} {version}" for name, version in step.get("versions", {}).items()),
-        day=date.today().isoformat(),
+        boxes=answers[0]["boxes"],
+        table=measure.table(list(HEADER), [row(*each) for each in known]),
+        done=len(known),
+        all=len(pairs),
+        made=compiled_step.made(answers),
     )
 
 

