@@ -73,7 +73,18 @@ def test_a_small_model_is_not_searched_for_ever() -> None:
     found = fit.largest(compiled, start=8, capacity_bytes=1_000_000)
     assert asked == [8, fit.MOST]
     assert (found.batch, found.refused) == (fit.MOST, 0)
-    assert found.line() == f"{fit.MOST} images a replica, at least: larger ones were not tried"
+    assert found.line() == "256 images a replica, at least: larger ones were not tried, --max_batch_limit says how far to go"
+
+
+def test_a_small_model_is_searched_further_if_asked() -> None:
+    """(10,000 - 100) / 10 = 990: 984 in eights."""
+    compiled, asked = memory(100, 10, 10_000)
+    found = fit.largest(compiled, start=8, capacity_bytes=10_000, most=2000)
+    assert (found.batch, found.refused) == (984, 992)
+    compiled, asked = memory(100, 10, 10_000)
+    found = fit.largest(compiled, start=8, capacity_bytes=10_000, most=400)
+    assert (found.batch, found.refused) == (400, 0)
+    assert asked == [8, 400]
 
 
 def test_what_was_not_tried_is_not_claimed() -> None:

@@ -86,6 +86,10 @@ def test_a_step_that_does_not_fit(found: dict[int, tuple[int, dict]]) -> None:
             "--image_sise is not a flag of rookery preflight: did you mean",
         ),
         (["--accelerator=v5litepod-1", *SMALL, "--timeout=0"], "--timeout=0.0: must be above 0 seconds"),
+        (
+            ["--accelerator=v5litepod-1", *SMALL, "--max_batch", "--max_batch_limit=0"],
+            "--max_batch_limit=0: must be at least 1 image",
+        ),
         (["--accelerator=v5litepod-1", *SMALL, "--sweep=image_size=64,128", "--max_batch"], "drop --max_batch and --json"),
         (["--accelerator=v5litepod-1", *SMALL, "--sweep=image_size=64,72"], r"--image_size=72: must be a multiple of"),
         (["--accelerator=v5litepod-1", *SMALL, "--input_rate=nowhere.json"], "--input_rate=nowhere.json: there is no such file"),

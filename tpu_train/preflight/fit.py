@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 TILE = 8  # images, see `tpu_train.preflight.lint`: from so many on, batches are tried in eights
 COMPILES = 8  # at most
-MOST = 256  # images of one replica, not searched beyond: 2,048 on eight chips are more than recipes train a detector with
+MOST = 256  # images of one replica, not searched beyond unless told: compiles of more take ten minutes and longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Largest:
         """
         if not self.batch:
             return f"none: {self.refused} image{'s' if self.refused > 1 else ''} a replica do{'es' * (self.refused == 1)} not fit"
-        least = "" if self.exact else ", at least" if self.refused else ", at least: larger ones were not tried"
+        untried = ", at least: larger ones were not tried, --max_batch_limit says how far to go"
+        least = "" if self.exact else ", at least" if self.refused else untried
         return f"{self.batch} images a replica{least}" + (f"; {self.refused} do not fit" if self.refused else "")
 
 
@@ -67,7 +68,7 @@ def above(batch: int) -> int:
     return batch + 1 if batch < TILE else batch // TILE * TILE + TILE
 
 
-def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int) -> Largest:
+def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int, most: int = MOST) -> Largest:
     """Searches the largest batch of one replica that fits.
 
     Memory grows nearly in a straight line with the batch: the next batch to try is the one at which the line through the two
@@ -78,6 +79,7 @@ def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int)
       compile: compiles the step for a batch and says what it takes.
       start: the first batch to try.
       capacity_bytes: of the chip's HBM.
+      most: images, not searched beyond.
     """
     tried: list[Tried] = []
     low, high = 0, 0  # fits; does not fit, 0: not known
@@ -86,14 +88,14 @@ def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int)
         found = compile(batch)
         tried.append(found)
         low, high = (max(low, found.batch), high) if found.fits else (low, min(high or found.batch, found.batch))
-        if low >= MOST or 0 < high <= above(low):
+        if low >= most or 0 < high <= above(low):
             break
-        batch = _next(tried, low, high, capacity_bytes)
+        batch = _next(tried, low, min(_below(high), most) if high else most, capacity_bytes)
     return Largest(low, high, tuple(tried))
 
 
-def _next(tried: list[Tried], low: int, high: int, capacity_bytes: int) -> int:
-    """The batch to try next, above `low` and below `high`."""
+def _next(tried: list[Tried], low: int, most: int, capacity_bytes: int) -> int:
+    """The batch to try next, above `low` and at most `most`."""
     known = sorted((each for each in tried if each.hbm_bytes), key=lambda each: abs(each.hbm_bytes - capacity_bytes))[:2]
     if len(known) == 2 and known[0].batch != known[1].batch:
         slope = (known[0].hbm_bytes - known[1].hbm_bytes) / (known[0].batch - known[1].batch)
@@ -101,8 +103,7 @@ def _next(tried: list[Tried], low: int, high: int, capacity_bytes: int) -> int:
         slope = (known[0].hbm_bytes - known[0].fixed_bytes) / known[0].batch if known else 0.0
     guess = known[0].batch + (capacity_bytes - known[0].hbm_bytes) / slope if slope > 0 else 2 * max(low, 1)
     rounded = int(guess) // TILE * TILE if guess >= TILE else int(guess)
-    smallest, most = above(low), min(_below(high) if high else MOST, MOST)
-    return max(smallest, min(rounded, most))
+    return max(above(low), min(rounded, most))
 
 
 def _below(batch: int) -> int:

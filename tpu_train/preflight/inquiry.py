@@ -83,8 +83,8 @@ class Inquiry:
 
         return self._examined(self.configured(training, plan), step, look)
 
-    def largest_batch(self, training: Options, plan: Plan) -> fit.Largest:
-        """The largest batch of a replica with which the training step fits.
+    def largest_batch(self, training: Options, plan: Plan, most: int) -> fit.Largest:
+        """The largest batch of a replica with which the training step fits, searched up to `most` images.
 
         Raises:
           InputError: the step does not compile for another reason.
@@ -98,7 +98,7 @@ class Inquiry:
             return fit.Tried(batch, found.hbm_bytes, found.compiles, found.fixed_bytes)
 
         start = max(1, training.batch_size // self.slice.replicas)
-        return fit.largest(tried, start=start, capacity_bytes=self.slice.chip.hbm_bytes)
+        return fit.largest(tried, start=start, capacity_bytes=self.slice.chip.hbm_bytes, most=most)
 
     def _examined(self, config: "ExperimentConfig", step: str, look: examine.Look) -> Examined:
         common = examine.Compiling(self._cache, self._timeout_s, self._progress)

@@ -13,7 +13,7 @@ from survey.flags import flag
 from tpu_train import doctor, hparams, plan
 from tpu_train.options import RETINANET
 from tpu_train.options import Options as TrainOptions
-from tpu_train.preflight import compiler, feed, lint, roofline, sweep
+from tpu_train.preflight import compiler, feed, fit, lint, roofline, sweep
 from tpu_train.preflight.answers import Answers
 from tpu_train.preflight.inquiry import Inquiry, default_cache
 
@@ -39,6 +39,7 @@ class Options:
     global_batch_size: int | None = flag("images per step, over all replicas; the same as --batch_size", default=None)
     step: str = flag("what to compile: the training step, that of an exported model, or both", default="both", choices=STEPS)
     max_batch: bool = flag("also search the largest batch of the training step that fits: up to 8 compiles", default=False)
+    max_batch_limit: int = flag("images a replica, beyond which --max_batch does not search: they compile long", default=fit.MOST)
     sweep: str | None = flag("compile the training step for several sizes instead: image_size=416,512,608,800", default=None)
     output: str = flag("folder for the table and the picture of --sweep", default="preflight")
     json: str | None = flag("also write all answers to this file", default=None)
@@ -53,6 +54,8 @@ class Options:
     def __post_init__(self) -> None:
         if not self.timeout > 0:
             raise InputError(f"--timeout={self.timeout}: must be above 0 seconds")
+        if self.max_batch_limit < 1:
+            raise InputError(f"--max_batch_limit={self.max_batch_limit}: must be at least 1 image a replica")
         if self.price_per_chip_hour is not None and not 0 <= self.price_per_chip_hour < float("inf"):
             raise InputError(f"--price_per_chip_hour={self.price_per_chip_hour}: must be 0 or more")
         if self.dataset is not None and self.patch_size is not None:
@@ -112,7 +115,7 @@ def _answers(options: Options, training: TrainOptions, inquiry: Inquiry, rate: f
         inquiry.say(_of_doctor(options))
     names = ("train", "predict") if options.step == "both" else (options.step,)
     steps = {name: inquiry.ask(training, settled, name, records=records) for name in names}
-    largest = inquiry.largest_batch(training, settled) if options.max_batch else None
+    largest = inquiry.largest_batch(training, settled, options.max_batch_limit) if options.max_batch else None
     job = reduction = host = None
     trained = steps.get("train")
     if trained is not None:
