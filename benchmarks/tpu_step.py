@@ -160,11 +160,11 @@ def lowered(model: str, name: str, batch_size: int, image_size: int, optimizer: 
     """StableHLO, parameters, and the seconds that it took; TensorFlow is imported here, in a child."""
     import yolo_step
 
-    from tpu_train.preflight import lowering
+    from tpu_train import precision
 
     begun = time.monotonic()
     makers = {"retinanet": {STOCK: stock, OURS: ours}, "yolo": {STOCK: yolo_step.stock, OURS: yolo_step.ours}}
-    with lowering.policy("mixed_bfloat16"):
+    with precision.computing("mixed_bfloat16"):
         traced = makers[model][name](batch_size, image_size, optimizer)
         text = traced.lower()
     return text, traced.network.count_params(), time.monotonic() - begun

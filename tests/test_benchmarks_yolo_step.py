@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tpu_train import precision
 from tpu_train.experiments import yolo
-from tpu_train.preflight import lowering
 
 
 def test_the_steps_have_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_steps_have_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         "patch_id": np.array([0], np.int64),
         "view": np.array([[1.0, 0.0, 0.0]], np.float32),
     }
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         ours, stock = (make(1, size, "sgd") for make in (yolo_step.ours, yolo_step.stock))
     heads = yolo.heads(unvaried(1, size, "sgd").task.model)
     labels = yolo_step.labels(heads, size, tf.constant(boxes / size), tf.constant(classes - 1, tf.float32))

@@ -17,7 +17,7 @@ from official.vision.ops import anchor, preprocess_ops
 from tensorflow.python.framework import config as tf_config  # where determinism can be taken back
 
 from survey.errors import InputError
-from tpu_train import registry, saved_model
+from tpu_train import precision, registry, saved_model
 from tpu_train.experiments import retinanet
 from tpu_train.guard import Guard
 from tpu_train.models import backbones
@@ -142,7 +142,7 @@ def test_the_lowered_step_is_the_trained_step(tmp_path: Path, monkeypatch: pytes
     config = configured(backbone_rate=0.5)
     expected = trained(config)
     tf_keras.utils.set_random_seed(0)
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         traced = lowering.trace(config, replicas=1, step="train")
         text = traced.lower()
     state = traced.state()
@@ -177,7 +177,7 @@ def test_the_lowered_step_is_the_trained_step(tmp_path: Path, monkeypatch: pytes
 
 def test_the_lowered_inference_is_the_exported_one(tmp_path: Path) -> None:
     pytest.importorskip("jax")
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         traced = lowering.trace(configured(), replicas=1, step="predict")
         text = traced.lower()
     images = np.random.default_rng(0).integers(0, 255, (BATCH, SIZE, SIZE, 3), np.uint8)
@@ -318,7 +318,7 @@ def test_the_benchmarks_steps_have_the_same_loss(monkeypatch: pytest.MonkeyPatch
         "cls_weights": class_weights[None],
         "box_weights": box_weights[None],
     }
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         ours, stock = (make(1, size, "sgd") for make in (tpu_step.ours, tpu_step.stock))
     assert ours.inputs.keys() == mine.keys()
     ours.network.backbone.set_weights(stock.network.backbone.get_weights())

@@ -12,7 +12,7 @@ from official.core import config_definitions
 from test_tpu_train_preflight_lowering import BATCH, BOXES, SIZE, executed, trained, unlucky, variables
 from test_tpu_train_preflight_lowering import as_in_a_new_process as as_in_a_new_process
 
-from tpu_train import registry
+from tpu_train import precision, registry
 from tpu_train.models import yolo_networks
 from tpu_train.preflight import lint, lowering
 
@@ -67,7 +67,7 @@ def test_the_lowered_step_is_the_trained_step(tmp_path: Path, monkeypatch: pytes
     expected = trained(config)
     assert expected["loss"] > 1
     tf_keras.utils.set_random_seed(0)
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         traced = lowering.trace(config, replicas=1, step="train")
         text = traced.lower()
     state = traced.state()
@@ -101,7 +101,7 @@ def test_the_lowered_step_is_the_trained_step(tmp_path: Path, monkeypatch: pytes
 def test_the_lowered_inference_is_the_exported_one(tmp_path: Path) -> None:
     """The raw heads of both levels, finest first: 64 px make 4 x 4 and 2 x 2 cells of 3 anchors of 5 + 2 numbers."""
     pytest.importorskip("jax")
-    with lowering.policy("float32"):
+    with precision.computing("float32"):
         traced = lowering.trace(configured("v3"), replicas=1, step="predict")
         text = traced.lower()
     images = np.random.default_rng(0).integers(0, 255, (BATCH, SIZE, SIZE, 3), np.uint8)

@@ -10,7 +10,7 @@ from official.modeling import hyperparams
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
 from survey.heads import YoloHeads
-from tpu_train import augment, registry, schedules
+from tpu_train import augment, precision, registry, schedules
 from tpu_train.experiments import yolo
 from tpu_train.models import backbones, yolo_networks
 from tpu_train.options import YOLO, Options
@@ -28,6 +28,8 @@ def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentCon
     _override(config, "--config", options.config)
     if options.schedule is not None or options.learning_rate is not None:
         _override(config, "--schedule", _rates(config, options))
+    if options.precision is not None:
+        _override(config, "--precision", {"runtime": {"mixed_precision_dtype": options.precision}})
     _override(config, "--params_override", options.params_override)
     config.validate()
     _check(config, options)
@@ -124,6 +126,7 @@ def _rates(config: config_definitions.ExperimentConfig, options: Options) -> dic
 def _check(config: config_definitions.ExperimentConfig, options: Options) -> None:
     """Refuses what the backbone cannot do, overrides included."""
     task = config.task
+    precision.policy(config, "")  # refuses what cannot be
     augment.check(task.augmentation)
     sizes = {
         f"task.train_size={task.train_size}": task.train_size,

@@ -4,6 +4,7 @@ An attempt goes from a checkpoint to the end, or until something is wrong with a
 the next attempt starts from the last checkpoint. A kill is the same with a new process in between.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from official.core import base_task, base_trainer, config_definitions, task_fact
 
 from survey import calibration, dataset, files
 from survey.errors import InputError
-from tpu_train import checkpoints, reports
+from tpu_train import checkpoints, precision, reports
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard, Incident
 from tpu_train.history import History
@@ -83,7 +84,7 @@ def train(
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     if device.kind == "CPU":
         tf.config.experimental.enable_op_determinism()  # costs nothing there, and two runs of one seed agree to the last bit
-    tf_keras.mixed_precision.set_global_policy(device.compute_type)
+    device = dataclasses.replace(device, compute_type=precision.policy(config, device.compute_type))
     steps_per_loop = _steps_per_loop(config, device.kind)
     print(f"train: on {device.line(steps_per_loop)}", flush=True)
     print(
@@ -91,7 +92,8 @@ def train(
         f"anchors {anchor_sides(plan)} px, up to {plan.max_boxes} objects a patch",
         flush=True,
     )
-    with device.strategy.scope(), line_by_line() if eager else nullcontext():  # the whole run: see `strategy.pick`
+    in_lines = line_by_line() if eager else nullcontext()
+    with precision.computing(device.compute_type), device.strategy.scope(), in_lines:  # the whole run: see `strategy.pick`
         run = Run(config, options, history, device, steps_per_loop, prepare, after_validation)
         while True:
             try:

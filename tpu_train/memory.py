@@ -166,7 +166,7 @@ def _measure(model: str, config: dict[str, Any], steps: int) -> Host:
     import tf_keras
     from official.core import base_trainer, task_factory
 
-    from tpu_train import registry
+    from tpu_train import precision, registry
     from tpu_train.guard import Guard
 
     tf.function(lambda x: x @ x)(tf.zeros([8, 8]))  # starts what TensorFlow starts once
@@ -178,7 +178,8 @@ def _measure(model: str, config: dict[str, Any], steps: int) -> Host:
     tf.config.experimental.enable_op_determinism()
     tf_keras.utils.set_random_seed(0)  # op determinism refuses random numbers without a seed
     batch_size = experiment.task.train_data.global_batch_size
-    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():  # as `strategy.pick` has it
+    computing = precision.computing(precision.policy(experiment, "float32"))
+    with computing, tf.distribute.OneDeviceStrategy("/cpu:0").scope():  # as `strategy.pick` has it
         task = task_factory.get_task(experiment.task)
         task.guard = Guard(batch_size)
         spec = task.input_spec(batch_size, training=True)

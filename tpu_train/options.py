@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from survey.errors import InputError
 from survey.flags import flag
-from tpu_train import schedules
+from tpu_train import precision, schedules
 from tpu_train.models import backbones, yolo_networks
 
 RETINANET, YOLO = "retinanet", "yolo"
@@ -101,6 +101,12 @@ class Options:
         "learn from these TFRecord files instead of the split's, as a quoted glob pattern", default=None
     )
     hparams: str = flag("flags as the TPU RetinaNet takes them: image_size=640,num_classes=9", default="")
+    precision: str | None = flag(
+        "numbers that the network computes in (default: bfloat16 on a TPU, else float32); bfloat16 is faster on processors that "
+        "have it",
+        default=None,
+        choices=tuple(precision.POLICIES),
+    )
     config: str | None = flag("YAML with overrides of the experiment, such as one of tpu_train/configs/", default=None)
     params_override: str = flag("further overrides, as a.b=1,a.c=2 or YAML; an unknown key is an error", default="")
     seed: int = flag("of initialisation, shuffling and augmentation", default=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from survey.accelerators import Slice
+from tpu_train import precision
 from tpu_train.preflight import compiler, hlo, roofline, traffic
 from tpu_train.preflight.compiler import Compiled, Refused
 from tpu_train.preflight.traffic import Row, Traffic
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from tpu_train.preflight.lowering import Lowered
 
-COMPUTE_TYPES = {"train": "mixed_bfloat16", "predict": "float32"}  # of a TPU's training; of an exported model
+TRAINING, EXPORTED = "mixed_bfloat16", "float32"  # Keras's policies: of training on a TPU unless told; of an exported model
 LARGEST = 12  # instructions that an answer names
 Look = Callable[["Lowered"], None]
 QUIET_S = 30.0  # between two lines of progress where they cannot overwrite each other
@@ -127,7 +128,8 @@ def examine(
     from tpu_train.preflight import lowering  # TensorFlow
 
     how.progress(f"{step}: lowering", 0.0)
-    lowered = lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=COMPUTE_TYPES[step])
+    compute_type = precision.policy(config, TRAINING) if step == "train" else EXPORTED
+    lowered = lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=compute_type)
     look(lowered)
     outcome = compiler.compile(
         lowered.stablehlo,

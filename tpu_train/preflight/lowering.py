@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ from official.core import base_trainer, config_definitions, task_factory
 from tensorflow.python.framework import kernels
 
 from survey.errors import InputError
-from tpu_train import registry, saved_model
+from tpu_train import precision, registry, saved_model
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard
 from tpu_train.preflight import lint
@@ -159,7 +158,7 @@ def lower(
       InputError: the batch does not divide over the replicas, or the step holds what no TPU can run.
     """
     begun = time.monotonic()
-    with policy(compute_type):
+    with precision.computing(compute_type):
         traced = trace(config, replicas=replicas, step=step)
         operations = traced.operations()
         if errors := [finding for finding in lint.check_step(operations) if finding.severity == "error"]:
@@ -249,17 +248,6 @@ def _predict(config: config_definitions.ExperimentConfig, replicas: int) -> Trac
     exported = saved_model.Exported(task, task.build_model())
     function = tf.function(exported.raw.python_function, jit_compile=True)
     return Traced("predict", function, {"image": images}, exported.network, exported)
-
-
-@contextmanager
-def policy(compute_type: str) -> Iterator[None]:
-    """A context with a Keras policy."""
-    before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy(compute_type)
-    try:
-        yield
-    finally:
-        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def _used(graph: Any, bodies: Mapping[str, Any]) -> Iterator[tf.Operation]:
