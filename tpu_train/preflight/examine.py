@@ -52,11 +52,6 @@ class Examined:
         """Of one device: what the step takes, or would need if it does not fit; 0 if unknown."""
         return self.outcome.hbm_bytes if isinstance(self.outcome, Compiled) else self.outcome.needed_bytes
 
-    @property
-    def fixed_bytes(self) -> int:
-        """Of `hbm_bytes`, arguments and code, which hardly grow with the batch; 0 if it does not fit."""
-        return self.outcome.argument_bytes + self.outcome.code_bytes if isinstance(self.outcome, Compiled) else 0
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON; sizes in bytes of one device, work of one device's step."""
         found: dict[str, Any] = {

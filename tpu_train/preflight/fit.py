@@ -1,5 +1,6 @@
-"""The largest batch that fits into a chip: a few compiles, each where a line through the last two says that memory ends."""
+"""The largest batch that fits into a chip, searched from above: what does not fit is refused in seconds, what fits takes minutes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +17,11 @@ class Tried:
       batch: images of one replica.
       hbm_bytes: what it takes, or would take; 0 where the compiler does not say.
       fits: whether it compiled.
-      fixed_bytes: of those, variables and code, which any batch takes; 0 where the compiler does not say.
     """
 
     batch: int
     hbm_bytes: int
     fits: bool
-    fixed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +70,10 @@ def above(batch: int) -> int:
 def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int, most: int = MOST) -> Largest:
     """Searches the largest batch of one replica that fits.
 
-    Memory grows nearly in a straight line with the batch: the next batch to try is the one at which the line through the two
-    nearest known batches reaches the capacity, kept between the largest that fits and the smallest that does not. While one batch
-    is known, the line starts at what a batch of none would take.
+    The compiler refuses a batch before it schedules anything, and says what it would take; a batch that fits it compiles to the end,
+    and the nearer memory's end, the longer it works at making it fit. So what takes little says nothing of what would fit, and
+    the first batch after `start` is `most`; from each refusal the next is the one that would fit if all memory grew with the batch.
+    Variables and code do not, and it is rounded up: rather too much than too little, and the next refusal is nearer.
 
     Args:
       compile: compiles the step for a batch and says what it takes.
@@ -82,28 +82,24 @@ def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int,
       most: images, not searched beyond.
     """
     tried: list[Tried] = []
-    low, high = 0, 0  # fits; does not fit, 0: not known
+    low, refused = 0, None
     batch = start
     while len(tried) < COMPILES:
         found = compile(batch)
         tried.append(found)
-        low, high = (max(low, found.batch), high) if found.fits else (low, min(high or found.batch, found.batch))
-        if low >= most or 0 < high <= above(low):
+        low, refused = (found.batch, refused) if found.fits else (low, found)
+        if low >= most or (refused and refused.batch <= above(low)):
             break
-        batch = _next(tried, low, min(_below(high), most) if high else most, capacity_bytes)
-    return Largest(low, high, tuple(tried))
+        batch = _next(low, refused, capacity_bytes) if refused else most
+    return Largest(low, refused.batch if refused else 0, tuple(tried))
 
 
-def _next(tried: list[Tried], low: int, most: int, capacity_bytes: int) -> int:
-    """The batch to try next, above `low` and at most `most`."""
-    known = sorted((each for each in tried if each.hbm_bytes), key=lambda each: abs(each.hbm_bytes - capacity_bytes))[:2]
-    if len(known) == 2 and known[0].batch != known[1].batch:
-        slope = (known[0].hbm_bytes - known[1].hbm_bytes) / (known[0].batch - known[1].batch)
-    else:
-        slope = (known[0].hbm_bytes - known[0].fixed_bytes) / known[0].batch if known else 0.0
-    guess = known[0].batch + (capacity_bytes - known[0].hbm_bytes) / slope if slope > 0 else 2 * max(low, 1)
-    rounded = int(guess) // TILE * TILE if guess >= TILE else int(guess)
-    return max(above(low), min(rounded, most))
+def _next(low: int, refused: Tried, capacity_bytes: int) -> int:
+    """The batch to try next, between the largest that fits and the smallest that does not."""
+    guess = refused.batch * capacity_bytes / refused.hbm_bytes if refused.hbm_bytes else 0.0
+    if guess <= low:
+        guess = (low + refused.batch) / 2
+    return max(above(low), min(above(math.ceil(guess) - 1), _below(refused.batch)))
 
 
 def _below(batch: int) -> int:

@@ -95,7 +95,7 @@ class Inquiry:
             found = self._examined(self.configured(larger, plan), "train", lambda lowered: None)
             if isinstance(found.outcome, Refused) and found.outcome.reason != "memory":
                 raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
-            return fit.Tried(batch, found.hbm_bytes, found.compiles, found.fixed_bytes)
+            return fit.Tried(batch, found.hbm_bytes, found.compiles)
 
         start = max(1, training.batch_size // self.slice.replicas)
         return fit.largest(tried, start=start, capacity_bytes=self.slice.chip.hbm_bytes, most=most)
