@@ -1,11 +1,11 @@
-"""The largest batch that fits into a chip, searched from above: what does not fit is refused in seconds, what fits takes minutes."""
+"""The largest batch that fits into a chip, searched from above: the compiler refuses a batch soon, and takes long over a fit."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 TILE = 8  # images, see `tpu_train.preflight.lint`: from so many on, batches are tried in eights
-COMPILES = 8  # at most
+COMPILES = 10  # at most
 MOST = 256  # images of one replica, not searched beyond unless told: compiles of more take ten minutes and longer
 
 
@@ -70,10 +70,10 @@ def above(batch: int) -> int:
 def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int, most: int = MOST) -> Largest:
     """Searches the largest batch of one replica that fits.
 
-    The compiler refuses a batch before it schedules anything, and says what it would take; a batch that fits it compiles to the end,
-    and the nearer memory's end, the longer it works at making it fit. So what takes little says nothing of what would fit, and
-    the first batch after `start` is `most`; from each refusal the next is the one that would fit if all memory grew with the batch.
-    Variables and code do not, and it is rounded up: rather too much than too little, and the next refusal is nearer.
+    The compiler refuses a batch within a minute and says what it would take; one that fits it compiles to the end, and the nearer
+    the end of memory, the longer it works at making it fit. So what takes little says nothing of what would fit, and the first
+    batch after `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two
+    smallest refusals, or through one and nothing, reaches the capacity, rounded up: rather one refusal more than one fit.
 
     Args:
       compile: compiles the step for a batch and says what it takes.
@@ -82,24 +82,27 @@ def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int,
       most: images, not searched beyond.
     """
     tried: list[Tried] = []
-    low, refused = 0, None
+    low, high = 0, 0  # fits; does not fit, 0: not known
     batch = start
     while len(tried) < COMPILES:
         found = compile(batch)
         tried.append(found)
-        low, refused = (found.batch, refused) if found.fits else (low, found)
-        if low >= most or (refused and refused.batch <= above(low)):
+        low, high = (found.batch, high) if found.fits else (low, found.batch)
+        if low >= most or 0 < high <= above(low):
             break
-        batch = _next(low, refused, capacity_bytes) if refused else most
-    return Largest(low, refused.batch if refused else 0, tuple(tried))
+        batch = _between(low, high, tried, capacity_bytes) if high else most
+    return Largest(low, high, tuple(tried))
 
 
-def _next(low: int, refused: Tried, capacity_bytes: int) -> int:
-    """The batch to try next, between the largest that fits and the smallest that does not."""
-    guess = refused.batch * capacity_bytes / refused.hbm_bytes if refused.hbm_bytes else 0.0
+def _between(low: int, high: int, tried: list[Tried], capacity_bytes: int) -> int:
+    """The batch to try next, above `low` and below `high`."""
+    sizes = sorted((each.batch, each.hbm_bytes) for each in tried if not each.fits and each.hbm_bytes)
+    (batch, size), (other, larger) = [*sizes, (0, 0), (0, 0)][:2]
+    slope = (larger - size) / (other - batch) if batch else 0.0
+    guess = batch - (size - capacity_bytes) / slope if slope > 0 else 0.0
     if guess <= low:
-        guess = (low + refused.batch) / 2
-    return max(above(low), min(above(math.ceil(guess) - 1), _below(refused.batch)))
+        guess = (low + high) / 2
+    return max(above(low), min(above(math.ceil(guess) - 1), _below(high)))
 
 
 def _below(batch: int) -> int:
