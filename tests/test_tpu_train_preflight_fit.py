@@ -43,7 +43,7 @@ def test_finds_it(fixed: int, each: int, capacity: int, start: int, expected: in
 
 
 def test_from_above() -> None:
-    """Of 100 + 10 a batch: 256 take 2,660, so 96.2 are tried, rounded up; the line through both says 90, so 96, then one less."""
+    """Of 100 + 10 a batch: 4,096 take 41,060, so 99.8 are tried, rounded up; the line through both says 90, so 96, then 88."""
     compiled, asked = memory(100, 10, 1000)
     fit.largest(compiled, start=8, capacity_bytes=1000)
     assert asked == [8, fit.MOST, 104, 96, 88]
@@ -58,7 +58,7 @@ def test_a_compiler_that_makes_it_fit() -> None:
 
     found = fit.largest(compiled, start=8, capacity_bytes=157)
     assert (found.batch, found.refused) == (88, 96)
-    assert [each.batch for each in found.tried if each.fits] == [8, 80, 88]
+    assert [each.batch for each in found.tried if each.fits] == [8, 72, 88]
 
 
 def test_a_line_that_bends_takes_a_few_more() -> None:
@@ -70,7 +70,7 @@ def test_a_line_that_bends_takes_a_few_more() -> None:
 
 
 def test_sizes_that_the_compiler_does_not_say() -> None:
-    """Refusals without sizes: the interval is halved."""
+    """Refusals without sizes: the interval is divided in proportion."""
 
     def compiled(batch: int) -> Tried:
         return Tried(batch, 0 if batch > 40 else 100 + 20 * batch, batch <= 40)
@@ -84,7 +84,7 @@ def test_a_small_model_is_not_searched_for_ever() -> None:
     found = fit.largest(compiled, start=8, capacity_bytes=1_000_000)
     assert asked == [8, fit.MOST]
     assert (found.batch, found.refused) == (fit.MOST, 0)
-    assert found.line() == "256 images a replica, at least: larger ones were not tried, --max_batch_limit says how far to go"
+    assert found.line() == "4096 images a replica, at least: larger ones were not tried, --max_batch_limit says how far to go"
 
 
 def test_a_small_model_is_searched_further_if_asked() -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TILE = 8  # images, see `tpu_train.preflight.lint`: from so many on, batches are tried in eights
-COMPILES = 10  # at most
-MOST = 256  # images of one replica, not searched beyond unless told: compiles of more take ten minutes and longer
+COMPILES = 16  # at most
+MOST = 4096  # images of one replica, not searched beyond unless told
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _between(low: int, high: int, tried: list[Tried], capacity_bytes: int) -> in
     slope = (larger - size) / (other - batch) if batch else 0.0
     guess = batch - (size - capacity_bytes) / slope if slope > 0 else 0.0
     if guess <= low:
-        guess = (low + high) / 2
+        guess = math.sqrt(max(low, 1) * high)
     return max(above(low), min(above(math.ceil(guess) - 1), _below(high)))
 
 
