@@ -70,10 +70,12 @@ def above(batch: int) -> int:
 def largest(compile: Callable[[int], Tried], *, start: int, capacity_bytes: int, most: int = MOST) -> Largest:
     """Searches the largest batch of one replica that fits.
 
-    The compiler refuses a batch within a minute and says what it would take; one that fits it compiles to the end, and the nearer
-    the end of memory, the longer it works at making it fit. So what takes little says nothing of what would fit, and the first
-    batch after `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two
-    smallest refusals, or through one and nothing, reaches the capacity, rounded up: rather one refusal more than one fit.
+    The compiler refuses a batch within half a minute and says what it would take; one that fits it compiles to the end, some
+    minutes, and the nearer the end of memory, the longer it works at making it fit. So what takes little says nothing of what
+    would fit, and refusals are preferred: the first batch after `start` is `most`. Refused sizes grow nearly in a straight line:
+    the next batch is where the line through the two smallest reaches the capacity, rounded up. After one refusal it is where the
+    line to it from nothing does, and a fifth more. Once the line has led to a batch that fits, it is too low, and the next one
+    lies at three quarters of the way up in logarithms.
 
     Args:
       compile: compiles the step for a batch and says what it takes.
@@ -100,8 +102,10 @@ def _between(low: int, high: int, tried: list[Tried], capacity_bytes: int) -> in
     (batch, size), (other, larger) = [*sizes, (0, 0), (0, 0)][:2]
     slope = (larger - size) / (other - batch) if batch else 0.0
     guess = batch - (size - capacity_bytes) / slope if slope > 0 else 0.0
-    if guess <= low:
-        guess = math.sqrt(max(low, 1) * high)
+    if len(sizes) == 1:
+        guess *= 1.2
+    if guess <= low or sum(each.fits for each in tried) > 1:
+        guess = max(guess, max(low, 1) ** 0.25 * high**0.75)
     return max(above(low), min(above(math.ceil(guess) - 1), _below(high)))
 
 
