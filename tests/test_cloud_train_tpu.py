@@ -280,10 +280,15 @@ class Terminal:
         self.process = subprocess.Popen(
             **{**bench.command("--no-doctor", "--no-preflight", *argv), **streams},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=self._take_terminal,
         )
         os.close(slave)
         self.said = ""
+
+    @staticmethod
+    def _take_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, whose ignoring is inherited
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def read_until(self, words: str) -> None:
         end = time.monotonic() + 60
