@@ -24,7 +24,7 @@ from tpu_train.preflight.refusals import Refused as Refused  # callers find both
 
 INSTALL = ".venv/bin/python -m pip install --require-hashes -r requirements/preflight.txt"
 PACKAGES = ("jax", "jaxlib", "libtpu")
-_FORMAT = 1  # of a cache entry: raised when what the child reports, or how it compiles, changes
+_FORMAT = 2  # of a cache entry: raised when what the child reports, or how it compiles, changes
 _ROOT = Path(__file__).resolve().parents[2]
 
 # TensorFlow counts the functions of a process into the module's name, and names files of this machine in locations: neither
@@ -40,10 +40,10 @@ class Compiled:
     Attributes:
       topology: for which, "v5e:2x2".
       seconds: that the compile took, when it was done.
+      placed_bytes: of the layout, as the compiler holds it against what there is: all but the code.
       argument_bytes: variables and inputs.
       output_bytes: variables' new values and outputs, with those that lie where arguments lay.
       alias_bytes: of outputs that lie where arguments lay.
-      temporary_bytes: at the fullest moment.
       code_bytes: of the program.
       flops: of one run, the compiler's cost analysis; a multiplication and an addition are two.
       versions: of jax, jaxlib and libtpu.
@@ -53,10 +53,10 @@ class Compiled:
 
     topology: str
     seconds: float
+    placed_bytes: int
     argument_bytes: int
     output_bytes: int
     alias_bytes: int
-    temporary_bytes: int
     code_bytes: int
     flops: float
     versions: Mapping[str, str]
@@ -66,7 +66,25 @@ class Compiled:
     @property
     def hbm_bytes(self) -> int:
         """What one device's memory must hold."""
-        return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes + self.code_bytes
+        return self.placed_bytes + self.code_bytes
+
+    @property
+    def temporary_bytes(self) -> int:
+        """What is neither argument nor result: temporaries, each where it lies as long as it lives, the gaps, and constants."""
+        return self.placed_bytes - self.argument_bytes - (self.output_bytes - self.alias_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A module whose buffers have their places in HBM, and for which no code was generated. Bytes are of one device.
+
+    Attributes:
+      placed_bytes: as of `Compiled`.
+      cached: whether the answer was remembered.
+    """
+
+    placed_bytes: int
+    cached: bool
 
 
 def versions() -> dict[str, str]:
@@ -115,25 +133,51 @@ def compile(  # noqa: A001
     Raises:
       InputError: the compiler is not installed or does not pair with its jax, the cache cannot be written, or the time is over.
     """
-    packages = versions()
-    path = cache / f"{_key(stablehlo, topology, packages)}.json.gz"
-    entry = _remembered(path)
-    cached = entry is not None
-    if entry is None:
-        _refuse_unwritable(cache)  # before minutes are spent on what could not be kept
-        answer = _child(stablehlo, topology, timeout_s, progress)
-        if isinstance(answer, Refused):  # a crash says nothing of the module that could be relied on next time
-            return answer
-        entry = answer
-        try:
-            files.make_folder(str(cache))
-            files.write(str(path), gzip.compress(json.dumps(entry).encode(), compresslevel=6))
-        except OSError as error:  # a full disk takes nothing from the answer
-            print(f"preflight: --cache={cache}: this compile is not remembered ({error.strerror})", file=sys.stderr, flush=True)
+    entry, cached = _entry(stablehlo, topology, libtpu.WHOLE, cache, timeout_s, progress)
+    if isinstance(entry, Refused):
+        return entry
     result = dict(entry["result"])
     if "error" in result:
         return refusals.explain(result, topology, sources or {})
-    return Compiled(topology=topology, versions=packages, hlo=entry["hlo"], cached=cached, **result)
+    return Compiled(topology=topology, versions=versions(), hlo=entry["hlo"], cached=cached, **result)
+
+
+def place(
+    stablehlo: str, topology: str, *, cache: Path, timeout_s: float, progress: Callable[[float], None] | None = None
+) -> Placed | Refused:
+    """Asks whether a module fits into the HBM of one device: `compile` up to the layout of memory, in a fifth of its time or less.
+
+    The compiler refuses here what does not fit, and nothing that comes later takes more of HBM but the code itself. An answer of
+    `compile` answers this, too, and a refusal answers both. For the arguments and errors see there.
+    """
+    entry, cached = _entry(stablehlo, topology, libtpu.PLACED, cache, timeout_s, progress)
+    if isinstance(entry, Refused):
+        return entry
+    if "error" in entry["result"]:
+        return refusals.explain(entry["result"], topology, {})
+    return Placed(entry["result"]["placed_bytes"], cached)
+
+
+def _entry(
+    stablehlo: str, topology: str, extent: str, cache: Path, timeout_s: float, progress: Callable[[float], None] | None
+) -> tuple[dict[str, Any] | Refused, bool]:
+    """What the child reports, and whether it was remembered; a `Refused` is a crash of it."""
+    key = _key(stablehlo, topology, versions())
+    whole, placed = cache / f"{key}.json.gz", cache / f"{key}.{libtpu.PLACED}.json.gz"
+    for path in (whole,) if extent == libtpu.WHOLE else (whole, placed):
+        if (known := _remembered(path)) is not None:
+            return known, True
+    _refuse_unwritable(cache)  # before minutes are spent on what could not be kept
+    answer = _child(stablehlo, topology, extent, timeout_s, progress)
+    if isinstance(answer, Refused):  # a crash says nothing of the module that could be relied on next time
+        return answer, False
+    path = placed if extent == libtpu.PLACED and "error" not in answer["result"] else whole
+    try:
+        files.make_folder(str(cache))
+        files.write(str(path), gzip.compress(json.dumps(answer).encode(), compresslevel=6))
+    except OSError as error:  # a full disk takes nothing from the answer
+        print(f"preflight: --cache={cache}: this compile is not remembered ({error.strerror})", file=sys.stderr, flush=True)
+    return answer, False
 
 
 def _refuse_unwritable(cache: Path) -> None:
@@ -164,7 +208,9 @@ def _remembered(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _child(stablehlo: str, topology: str, timeout_s: float, progress: Callable[[float], None] | None) -> dict[str, Any] | Refused:
+def _child(
+    stablehlo: str, topology: str, extent: str, timeout_s: float, progress: Callable[[float], None] | None
+) -> dict[str, Any] | Refused:
     """Runs the child; a `Refused` is a crash of it.
 
     Raises:
@@ -174,7 +220,7 @@ def _child(stablehlo: str, topology: str, timeout_s: float, progress: Callable[[
         module, log = Path(folder, "module.stablehlo"), Path(folder, "log")
         module.write_text(stablehlo)
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", libtpu.__name__, str(module), topology, folder]
+        command = [sys.executable, "-m", libtpu.__name__, str(module), topology, folder, extent]
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command,

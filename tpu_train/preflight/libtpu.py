@@ -1,15 +1,20 @@
 """The child process that compiles: the only module that imports jax, and its internals at that, which move between releases.
 
-    python -m tpu_train.preflight.libtpu MODULE TOPOLOGY FOLDER
+    python -m tpu_train.preflight.libtpu MODULE TOPOLOGY FOLDER EXTENT
 
 reads StableHLO text and writes FOLDER/result.json, and FOLDER/module.hlo where it compiles. A process of its own, because a
 defect of the compiler ends the process, because a compile cannot be interrupted otherwise, and because libtpu and TensorFlow,
 with a compiler each, are better not loaded together. Needs no TPU and no network.
 
+The compiler optimises, gives every buffer its place in HBM, refuses what does not fit there, and only then generates code, which
+takes four fifths of the time and more. EXTENT says how far to go: WHOLE or PLACED. At each stage it leaves reports in a folder
+(`--xla_dump_to`), from which the size of HBM's layout is read, and by whose coming the end of a stage is known.
+
 result.json holds what the compiler measured, or its own words:
 
-    {"seconds": 1.4, "argument_bytes": ..., "output_bytes": ..., "alias_bytes": ..., "temporary_bytes": ..., "code_bytes": ...,
+    {"seconds": 1.4, "placed_bytes": ..., "argument_bytes": ..., "output_bytes": ..., "alias_bytes": ..., "code_bytes": ...,
      "flops": ...}
+    {"seconds": 0.4, "placed_bytes": ...}
     {"seconds": 0.1, "error": "RESOURCE_EXHAUSTED: ...", "op": "model/top_k", "largest": {"op": ..., "type": ..., "bytes": ...}}
 """
 
@@ -24,6 +29,12 @@ from pathlib import Path
 from typing import Any
 
 RESULT, MODULE = "result.json", "module.hlo"
+WHOLE, PLACED = "whole", "placed"  # extents: to the end; until memory is laid out and found to suffice
+_REPORTS = "reports"  # folder of the compiler's
+_MEMORY_REPORT = "*-memory-usage-report.txt"
+_FITS = "*_after_buffer_assignment.txt"  # written once all buffers have their place and HBM holds them, seen with libtpu 0.0.42
+_ANSWERED = threading.Lock()  # never given back
+_HBM = re.compile(r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+) ", re.MULTILINE)
 
 # What a user has set for JAX, XLA or a real TPU must not change what is compiled here: the same module gives the same answer.
 _FOREIGN = ("JAX_", "LIBTPU_", "PJRT_", "TPU_", "XLA_")
@@ -60,12 +71,13 @@ def prepare(environ: MutableMapping[str, str]) -> None:
     environ.update(_ENVIRONMENT)
 
 
-def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
-    """Compiles a module for one device of a topology.
+def compile_module(path: str, topology: str, reports: Path) -> tuple[dict[str, Any], str]:
+    """Compiles a module for one device of a topology, to the end.
 
     Args:
       path: of StableHLO text.
       topology: "v5e:2x2".
+      reports: folder for those of the compiler.
 
     Returns:
       What goes into result.json, and the compiled module's text, "" if it does not compile.
@@ -80,6 +92,9 @@ def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
 
     options = _OPTIONS.get(topology.partition(":")[0], {})
     device: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices[0]
+    how = compiler.get_compile_options(num_replicas=1, num_partitions=1)
+    how.executable_build_options.debug_options.xla_dump_to = str(reports)
+    how.executable_build_options.debug_options.xla_dump_hlo_as_text = True
     begun = time.monotonic()
     with mlir.make_ir_context():
         try:
@@ -88,9 +103,7 @@ def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
             return {"seconds": time.monotonic() - begun, "error": str(error), "op": "", "largest": None}, ""
         drop_copies(module.body)
         try:
-            executable = device.client.compile(
-                module, _jax.DeviceList((device,)), compiler.get_compile_options(num_replicas=1, num_partitions=1)
-            )
+            executable = device.client.compile(module, _jax.DeviceList((device,)), how)
         except JaxRuntimeError as error:
             text = str(error)
             seconds = time.monotonic() - begun
@@ -101,13 +114,42 @@ def compile_module(path: str, topology: str) -> tuple[dict[str, Any], str]:
     cost = cost[0] if isinstance(cost, list) else cost
     return {
         "seconds": seconds,
+        "placed_bytes": placed_bytes(reports),
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": cost.get("flops", 0.0),
     }, executable.hlo_modules()[0].to_string()
+
+
+def placed_bytes(reports: Path) -> int:
+    """Bytes of HBM that the compiler's layout takes, the number that it holds against what there is: arguments, results and
+    temporaries, and the gaps between them.
+
+    The executable's own count of temporaries is larger. By as much as the gaps take, where that was looked into: it seems to
+    count them twice.
+    """
+    (report,) = reports.glob(_MEMORY_REPORT)
+    found = _HBM.search(report.read_text())
+    assert found is not None, report.read_text()[:200]
+    return int(found[1])
+
+
+def _end_when_placed(folder: Path) -> None:
+    """Ends this process, with the answer written, when the compiler has found that HBM holds the module."""
+    begun = time.monotonic()
+    while not any((folder / _REPORTS).glob(_FITS)):
+        time.sleep(0.2)
+    _answer(folder, {"seconds": time.monotonic() - begun, "placed_bytes": placed_bytes(folder / _REPORTS)}, "")
+    os._exit(0)
+
+
+def _answer(folder: Path, result: dict[str, Any], text: str) -> None:
+    """Writes what there is to say; once, as both threads may come to it. The second one waits for the end of the process."""
+    _ANSWERED.acquire()
+    (folder / MODULE).write_text(text)
+    (folder / RESULT).write_text(json.dumps(result))
 
 
 def drop_copies(block: Any) -> None:
@@ -193,13 +235,13 @@ def _end_with(parent: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Compiles `argv[0]` for `argv[1]` and writes into the folder `argv[2]`."""
-    path, topology, folder = argv
+    """Compiles `argv[0]` for `argv[1]` and writes into the folder `argv[2]`; as far as `argv[3]` says."""
+    path, topology, folder, extent = argv[0], argv[1], Path(argv[2]), argv[3]
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if extent == PLACED:
+        threading.Thread(target=_end_when_placed, args=(folder,), daemon=True).start()
     prepare(os.environ)
-    result, text = compile_module(path, topology)
-    Path(folder, MODULE).write_text(text)
-    Path(folder, RESULT).write_text(json.dumps(result))
+    _answer(folder, *compile_module(path, topology, folder / _REPORTS))
     return 0
 
 
