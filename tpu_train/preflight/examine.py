@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from survey.accelerators import Slice
 from tpu_train import precision
 from tpu_train.preflight import compiler, hlo, roofline, traffic
-from tpu_train.preflight.compiler import Compiled, Refused
+from tpu_train.preflight.compiler import Compiled, Placed, Refused
 from tpu_train.preflight.traffic import Row, Traffic
 
 if TYPE_CHECKING:
@@ -120,11 +120,7 @@ def examine(
     Raises:
       InputError: the configuration cannot be lowered, the compiler is not installed, or the time is over.
     """
-    from tpu_train.preflight import lowering  # TensorFlow
-
-    how.progress(f"{step}: lowering", 0.0)
-    compute_type = precision.policy(config, TRAINING) if step == "train" else EXPORTED
-    lowered = lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=compute_type)
+    lowered = _lowered(config, slice_, step, how)
     look(lowered)
     outcome = compiler.compile(
         lowered.stablehlo,
@@ -139,6 +135,30 @@ def examine(
     moved = traffic.measure(hlo.parse(outcome.hlo))
     bound = roofline.step(flops=outcome.flops, traffic_bytes=moved.total_bytes, batch=lowered.batch, chip=slice_.chip)
     return Examined(step, lowered, outcome, moved, bound)
+
+
+def place(config: "ExperimentConfig", slice_: Slice, how: Compiling) -> Placed | Refused:
+    """Lowers the training step and asks whether it fits into a chip of the slice, see `compiler.place`.
+
+    Raises:
+      InputError: as `examine`.
+    """
+    lowered = _lowered(config, slice_, "train", how)
+    return compiler.place(
+        lowered.stablehlo,
+        slice_.chip.topology,
+        cache=how.cache,
+        timeout_s=how.timeout_s,
+        progress=lambda seconds: how.progress(f"train: laying out memory, {lowered.batch} images a replica", seconds),
+    )
+
+
+def _lowered(config: "ExperimentConfig", slice_: Slice, step: str, how: Compiling) -> "Lowered":
+    from tpu_train.preflight import lowering  # TensorFlow
+
+    how.progress(f"{step}: lowering", 0.0)
+    compute_type = precision.policy(config, TRAINING) if step == "train" else EXPORTED
+    return lowering.lower_apart(config, replicas=slice_.replicas, step=step, compute_type=compute_type)
 
 
 class Progress:

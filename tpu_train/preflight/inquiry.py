@@ -11,7 +11,7 @@ from survey.errors import InputError
 from tpu_train.options import Options
 from tpu_train.plan import Plan
 from tpu_train.preflight import examine, fit, lint
-from tpu_train.preflight.compiler import Refused
+from tpu_train.preflight.compiler import Placed
 from tpu_train.preflight.examine import Examined
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Inquiry:
     def __init__(self, where: Slice, *, cache: Path, timeout_s: float) -> None:
         self.slice = where
         self.findings: list[lint.Finding] = []
-        self._cache, self._timeout_s = cache, timeout_s
         self._progress = examine.Progress()
+        self._how = examine.Compiling(cache, timeout_s, self._progress)
 
     def say(self, findings: Sequence[lint.Finding]) -> None:
         """Says what was found, and keeps it."""
@@ -90,18 +90,20 @@ class Inquiry:
           InputError: the step does not compile for another reason.
         """
 
-        def tried(batch: int) -> fit.Tried:
+        def placed(batch: int) -> fit.Tried:
             larger = dataclasses.replace(training, batch_size=batch * self.slice.replicas)
-            found = self._examined(self.configured(larger, plan), "train", lambda lowered: None)
-            if isinstance(found.outcome, Refused) and found.outcome.reason != "memory":
-                raise InputError(f"--max_batch: the training step does not compile: {found.outcome.message}")
-            return fit.Tried(batch, found.hbm_bytes, found.compiles)
+            outcome = examine.place(self.configured(larger, plan), self.slice, self._how)
+            self._progress.end()
+            if isinstance(outcome, Placed):
+                return fit.Tried(batch, outcome.placed_bytes, True)
+            if outcome.reason != "memory":
+                raise InputError(f"--max_batch: the training step does not compile: {outcome.message}")
+            return fit.Tried(batch, outcome.needed_bytes, False)
 
         start = max(1, training.batch_size // self.slice.replicas)
-        return fit.largest(tried, start=start, capacity_bytes=self.slice.chip.hbm_bytes, most=most)
+        return fit.largest(placed, start=start, capacity_bytes=self.slice.chip.hbm_bytes, most=most)
 
     def _examined(self, config: "ExperimentConfig", step: str, look: examine.Look) -> Examined:
-        common = examine.Compiling(self._cache, self._timeout_s, self._progress)
-        found = examine.examine(config, self.slice, step, common, look)
+        found = examine.examine(config, self.slice, step, self._how, look)
         self._progress.end()
         return found
