@@ -35,10 +35,10 @@ def examined(batch: int = 16, outcome: Compiled | Refused | None = None) -> Exam
     compiled = Compiled(
         topology="v5e:2x2",
         seconds=34.0,
+        placed_bytes=1 * GIB + GIB // 2 + 2 * GIB,
         argument_bytes=1 * GIB,
         output_bytes=1 * GIB,
         alias_bytes=GIB // 2,
-        temporary_bytes=2 * GIB,
         code_bytes=GIB // 4,
         flops=394e9,
         versions={"jax": "1", "jaxlib": "1", "libtpu": "2"},

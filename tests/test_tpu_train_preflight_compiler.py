@@ -17,7 +17,7 @@ import pytest
 from survey import accelerators
 from survey.errors import InputError
 from tpu_train.preflight import compiler, libtpu
-from tpu_train.preflight.compiler import Compiled, Refused
+from tpu_train.preflight.compiler import Compiled, Placed, Refused
 
 GIB = 2**30
 TOPOLOGY = "v5e:2x2"
@@ -92,7 +92,10 @@ def test_a_step_compiles(tmp_path: Path, topology: str) -> None:
     assert isinstance(found, Compiled)
     # float32 [512, 512] is 1 MiB: two arguments, one output, which takes the place of the first argument
     assert (found.argument_bytes, found.output_bytes, found.alias_bytes) == (2 * 2**20, 2**20, 2**20)
-    assert found.hbm_bytes == 2 * 2**20 + found.temporary_bytes + found.code_bytes
+    # the layout is the arguments, and a few KiB that the compiler adds: the product waits on the chip
+    assert 2 * 2**20 <= found.placed_bytes < 2 * 2**20 + 2**15
+    assert found.hbm_bytes == found.placed_bytes + found.code_bytes
+    assert found.temporary_bytes == found.placed_bytes - 2 * 2**20
     assert found.flops == 2 * 512**3
     assert "input_output_alias" in found.hlo
     assert 'op_name="model/dense/MatMul"' in found.hlo
@@ -125,6 +128,34 @@ def test_what_does_not_fit_is_refused_with_sizes_and_what_fits_is_not(tmp_path: 
 
 @needs_compiler
 @pytest.mark.parametrize(
+    ("side", "mib"),
+    [
+        # bfloat16 [16384, 16384] is 512 MiB: two of them, and two arguments of 4 MiB
+        (16_384, 2 * 512 + 2 * 4),
+        # [64512, 64512] is 7938 MiB: two are 15.50 GiB, and two arguments of 15.75 MiB; 15.75 GiB are there
+        (64_512, 2 * 7938 + 2 * 15.75),
+    ],
+)
+def test_a_layout_is_that_of_the_whole_compile(tmp_path: Path, side: int, mib: float) -> None:
+    placed = compiler.place(chain(side), TOPOLOGY, cache=tmp_path / "placed", timeout_s=120)
+    whole = compiler.compile(chain(side), TOPOLOGY, cache=tmp_path / "whole", timeout_s=120)
+    assert isinstance(placed, Placed)
+    assert isinstance(whole, Compiled)
+    assert placed.placed_bytes == whole.placed_bytes
+    assert 0 <= placed.placed_bytes - mib * 2**20 < 2**20
+
+
+@needs_compiler
+def test_a_layout_that_does_not_fit_is_the_refusal_of_the_whole_compile(tmp_path: Path) -> None:
+    placed = compiler.place(chain(65536), TOPOLOGY, cache=tmp_path, timeout_s=120)
+    assert isinstance(placed, Refused)
+    assert (placed.reason, placed.needed_bytes) == ("memory", int(16.03 * GIB))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert compiler.compile(chain(65536), TOPOLOGY, cache=tmp_path, timeout_s=0.001) == placed  # remembered
+
+
+@needs_compiler
+@pytest.mark.parametrize(
     ("module", "op", "message"),
     [
         (
@@ -148,7 +179,7 @@ def no_child(*arguments: object, **named: object) -> None:
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A child that is a few lines of Python: `stub.write_text(code)`; its arguments are MODULE TOPOLOGY FOLDER."""
+    """A child that is a few lines of Python: `stub.write_text(code)`; its arguments are those of `libtpu`."""
     script = tmp_path / "stub.py"
     real = subprocess.Popen
 
@@ -162,10 +193,10 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 ANSWER = {
     "seconds": 3.5,
+    "placed_bytes": 10 + 6 - 5 + 100,
     "argument_bytes": 10,
     "output_bytes": 6,
     "alias_bytes": 5,
-    "temporary_bytes": 100,
     "code_bytes": 1000,
     "flops": 8.0,
 }
@@ -185,6 +216,7 @@ def test_an_answer_is_remembered(stub: Path, tmp_path: Path, monkeypatch: pytest
     first = compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60)
     assert isinstance(first, Compiled)
     assert first.hbm_bytes == 10 + 6 - 5 + 100 + 1000
+    assert first.temporary_bytes == 100
     assert first.hlo == "HloModule m\n"
     monkeypatch.setattr(compiler.subprocess, "Popen", no_child)
     again = compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60)
@@ -205,6 +237,20 @@ def test_an_answer_is_remembered(stub: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(compiler, "versions", lambda: {"jax": "0", "jaxlib": "0", "libtpu": "1"})
     with pytest.raises(AssertionError, match="a child was started"):
         compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60)
+
+
+def test_a_layout_is_remembered_and_a_whole_compile_answers_it(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.write_text(child({"seconds": 0.5, "placed_bytes": 111}, ""))
+    assert compiler.place(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60) == Placed(111, cached=False)
+    stub.write_text(child(ANSWER))
+    assert isinstance(compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "cache", timeout_s=60), Compiled)  # no layout will do
+    (tmp_path / "other").mkdir()
+    assert isinstance(compiler.compile(STEP, TOPOLOGY, cache=tmp_path / "other", timeout_s=60), Compiled)
+    monkeypatch.setattr(compiler.subprocess, "Popen", no_child)
+    for cache in ("cache", "other"):
+        assert compiler.place(STEP, TOPOLOGY, cache=tmp_path / cache, timeout_s=60) == Placed(111, cached=True)
 
 
 def test_a_cache_that_cannot_be_written_is_refused_before_the_compile(

@@ -1,4 +1,4 @@
-"""The largest batch is found in few compiles, and is what a search one by one would find."""
+"""The largest batch is found in few questions, and is what a search one by one would find."""
 
 import pytest
 
@@ -38,8 +38,7 @@ def test_finds_it(fixed: int, each: int, capacity: int, start: int, expected: in
     assert found.exact
     assert found.refused == fit.above(expected)
     assert asked == [each.batch for each in found.tried]
-    assert len(set(asked)) == len(asked) <= fit.COMPILES
-    assert sum(each.fits for each in found.tried) <= 2  # those take minutes
+    assert len(set(asked)) == len(asked) <= 8
 
 
 def test_from_above() -> None:
@@ -66,7 +65,7 @@ def test_a_line_that_bends_takes_a_few_more() -> None:
     compiled, asked = memory(100, 10, 1000, bend=1 / 500)
     found = fit.largest(compiled, start=8, capacity_bytes=1000)
     assert (found.batch, found.refused) == (72, 80)
-    assert len(asked) <= fit.COMPILES
+    assert len(asked) <= fit.QUESTIONS
 
 
 def test_sizes_that_the_compiler_does_not_say() -> None:

@@ -38,7 +38,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[int, dict
     def answers(batch: int) -> tuple[int, dict]:
         path = folder / f"{batch}.json"
         argv = ["--accelerator=v5litepod-1", *SMALL, f"--global_batch_size={batch}", "--step=train", f"--json={path}"]
-        code = verb.run([*argv, f"--cache={folder / 'cache'}"])
+        search = ["--max_batch", f"--max_batch_limit={2 * FITS}"] if batch == FITS else []
+        code = verb.run([*argv, *search, f"--cache={folder / 'cache'}"])
         return code, json.loads(path.read_text())
 
     with ThreadPoolExecutor(2) as pool:
@@ -59,6 +60,17 @@ def test_a_step_that_fits(found: dict[int, tuple[int, dict]]) -> None:
     assert step["bound_s"] == max(step["compute_s"], step["memory_s"]) > 0
     assert {"augmentation", "targets"} <= set(step["hbm_traffic_bytes_by_part"])
     assert answers["all_reduce"]["bytes"] == 0  # one replica
+
+
+def test_the_largest_batch(found: dict[int, tuple[int, dict]]) -> None:
+    """The batch itself, which was compiled, and the limit, of which memory was laid out."""
+    _, answers = found[FITS]
+    step, largest = answers["steps"]["train"], answers["largest_batch_per_replica"]
+    assert (largest["batch"], largest["refused"]) == (2 * FITS, 0)
+    (first, taken, _), (last, taken_last, _) = (each.values() for each in largest["tried"])
+    assert (first, last) == (FITS, 2 * FITS)
+    assert taken + step["code_bytes"] == step["hbm_bytes"]
+    assert taken < taken_last < answers["accelerator"]["hbm_bytes"]
 
 
 def test_a_step_that_does_not_fit(found: dict[int, tuple[int, dict]]) -> None:

@@ -70,8 +70,8 @@ def above(batch: int) -> int:
 def largest(place: Callable[[int], Tried], *, start: int, capacity_bytes: int, most: int = MOST) -> Largest:
     """Searches the largest batch of one replica that fits.
 
-    The nearer the end of memory, the harder the compiler works at making a batch fit (88 images of ResNet-50 take 3.7 times what 8
-    do). So what little takes says nothing of what would fit, and the line is drawn through what is refused: the first batch after
+    The nearer the end of memory, the harder the compiler works at making a batch fit (88 images of ResNet-50 take four times what
+    8 do). So what little takes says nothing of what would fit, and the line is drawn through what is refused: the first batch after
     `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two smallest
     reaches the capacity, rounded up. After one refusal it is where the line to it from nothing does, and a fifth more. Once the
     line has led to a batch that fits, it is too low, and the next one lies half way up in logarithms.

@@ -12,6 +12,7 @@ runs. What the chip gets on a real TPU differs in this:
 """
 
 import copy
+import functools
 import multiprocessing
 import os
 import re
@@ -303,6 +304,7 @@ def _is_reserved(output: tf.Tensor) -> bool:
     return (output.op.type, output.value_index) == RESERVED
 
 
+@functools.cache
 def _has_kernel(kind: str) -> bool:
     return any(kernel.device_type == XLA_KERNELS for kernel in kernels.get_registered_kernels_for_op(kind).kernel)
 
