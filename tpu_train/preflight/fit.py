@@ -73,8 +73,9 @@ def largest(place: Callable[[int], Tried], *, start: int, capacity_bytes: int, m
     The nearer the end of memory, the harder the compiler works at making a batch fit (88 images of ResNet-50 take four times what
     8 do). So what little takes says nothing of what would fit, and the line is drawn through what is refused: the first batch after
     `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two smallest
-    reaches the capacity, rounded up. After one refusal it is where the line to it from nothing does, and a fifth more. Once the
-    line has led to a batch that fits, it is too low, and the next one lies half way up in logarithms.
+    reaches the capacity, rounded up, but not below where the line from nothing to the smallest does, which is above the true end
+    of a straight line. After one refusal it is there, and a fifth more. Where a line has led to a batch that fits, it was too low,
+    and the next batch lies at least half way up in logarithms.
 
     Args:
       place: lays out the memory of the step for a batch and says what it takes.
@@ -99,11 +100,12 @@ def _between(low: int, high: int, tried: list[Tried], capacity_bytes: int) -> in
     """The batch to try next, above `low` and below `high`."""
     sizes = sorted((each.batch, each.hbm_bytes) for each in tried if not each.fits and each.hbm_bytes)
     (batch, size), (other, larger) = [*sizes, (0, 0), (0, 0)][:2]
-    slope = (larger - size) / (other - batch) if batch else 0.0
-    guess = batch - (size - capacity_bytes) / slope if slope > 0 else 0.0
+    guess = batch * capacity_bytes / size if size else 0.0
     if len(sizes) == 1:
         guess *= 1.2
-    if guess <= low or sum(each.fits for each in tried) > 1:
+    elif sizes and larger > size:
+        guess = max(guess, batch - (size - capacity_bytes) * (other - batch) / (larger - size))
+    if guess <= low or tried[-1].fits:
         guess = max(guess, math.sqrt(max(low, 1) * high))
     return max(above(low), min(above(math.ceil(guess) - 1), _below(high)))
 
