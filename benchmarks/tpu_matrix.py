@@ -59,8 +59,8 @@ HEADER = ("experiment", "TPU", "fits", "HBM of a chip", "of", "largest batch", "
 PAGE = """# The training steps on TPUs
 
 The training step of every shipped experiment, compiled by the TPU's own compiler without a TPU; {batch} images a chip, bfloat16.
-Bounds are what arithmetic and memory allow at their peak, not forecasts; the largest batch is one chip's, in steps of eight, whose
-memory the compiler can lay out.
+Bounds are what arithmetic and memory allow at their peak, not forecasts; the largest batch is one chip's, in steps of eight, the
+largest whose memory the compiler can lay out.
 [preflight.md](preflight.md) explains each figure.
 
 {table}

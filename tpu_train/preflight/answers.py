@@ -96,7 +96,8 @@ class Answers:
     def _job(self) -> list[str]:
         lines = []
         if self.largest:
-            lines.append(f"largest batch: {self.largest.line()} (memory was laid out for {len(self.largest.tried)}, no code made)")
+            tried = len(self.largest.tried)
+            lines.append(f"largest batch: {self.largest.line()} (memory was laid out for {tried}, no code made)")
         training = self.steps.get("train")
         if self.job is None or training is None or training.bound is None or self.reduction is None:
             return lines

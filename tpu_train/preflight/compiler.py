@@ -145,7 +145,7 @@ def compile(  # noqa: A001
 def place(
     stablehlo: str, topology: str, *, cache: Path, timeout_s: float, progress: Callable[[float], None] | None = None
 ) -> Placed | Refused:
-    """Asks whether a module fits into the HBM of one device: `compile` up to the layout of memory, in a fifth of its time or less.
+    """Asks whether a module fits into the HBM of one device: `compile` up to the layout of memory, in a fifth of its time.
 
     The compiler refuses here what does not fit, and nothing that comes later takes more of HBM but the code itself. An answer of
     `compile` answers this, too, and a refusal answers both. For the arguments and errors see there.

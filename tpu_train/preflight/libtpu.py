@@ -124,11 +124,10 @@ def compile_module(path: str, topology: str, reports: Path) -> tuple[dict[str, A
 
 
 def placed_bytes(reports: Path) -> int:
-    """Bytes of HBM that the compiler's layout takes, the number that it holds against what there is: arguments, results and
-    temporaries, and the gaps between them.
+    """Bytes of HBM that the compiler's layout takes, the number that it holds against what there is.
 
-    The executable's own count of temporaries is larger. By as much as the gaps take, where that was looked into: it seems to
-    count them twice.
+    Arguments, results and temporaries are in it, and the gaps between them. The executable's own count of temporaries is larger:
+    by as much as the gaps take, where that was looked into. It seems to count them twice.
     """
     (report,) = reports.glob(_MEMORY_REPORT)
     found = _HBM.search(report.read_text())

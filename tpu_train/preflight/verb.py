@@ -38,7 +38,7 @@ class Options:
     patch_size: int | None = flag("side of the patches in px, without a dataset (default: --image_size)", default=None)
     global_batch_size: int | None = flag("images per step, over all replicas; the same as --batch_size", default=None)
     step: str = flag("what to compile: the training step, that of an exported model, or both", default="both", choices=STEPS)
-    max_batch: bool = flag("also search the largest batch of the training step whose memory fits, a minute each for some seven", default=False)
+    max_batch: bool = flag("also search the largest batch of the training step that HBM holds: some minutes", default=False)
     max_batch_limit: int = flag("images a replica, from which --max_batch searches downwards", default=fit.MOST)
     sweep: str | None = flag("compile the training step for several sizes instead: image_size=416,512,608,800", default=None)
     output: str = flag("folder for the table and the picture of --sweep", default="preflight")
