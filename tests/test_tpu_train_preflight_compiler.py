@@ -435,3 +435,30 @@ def test_what_the_user_has_set_does_not_reach_the_compiler() -> None:
     }
     libtpu.prepare(environ)
     assert set(environ) == {"HOME", *libtpu._ENVIRONMENT}
+
+
+def test_a_child_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    """Not even where that was killed, which leaves it no time to say so."""
+    script = tmp_path / "parent.py"
+    script.write_text("""
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from tpu_train.preflight import libtpu
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=libtpu.end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+""")
+    environment = {**os.environ, "PYTHONPATH": str(Path(libtpu.__file__).parents[2])}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    child_pid = int(parent.stdout.readline())
+    assert alive(child_pid)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while alive(child_pid) and not zombie(child_pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(child_pid) or zombie(child_pid)

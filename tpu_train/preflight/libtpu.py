@@ -226,8 +226,12 @@ def _bits(element: Any) -> int:
     return 8
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone: a compile of minutes would go on for nobody."""
+def end_with_parent() -> None:
+    """Has this process end when the one that started it is gone: minutes of work would go on for nobody."""
+    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -236,7 +240,7 @@ def _end_with(parent: int) -> None:
 def main(argv: list[str]) -> int:
     """Compiles `argv[0]` for `argv[1]` and writes into the folder `argv[2]`; as far as `argv[3]` says."""
     path, topology, folder, extent = argv[0], argv[1], Path(argv[2]), argv[3]
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     if extent == PLACED:
         threading.Thread(target=_end_when_placed, args=(folder,), daemon=True).start()
     prepare(os.environ)

@@ -33,7 +33,7 @@ from survey.errors import InputError
 from tpu_train import precision, registry, saved_model
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard
-from tpu_train.preflight import lint
+from tpu_train.preflight import libtpu, lint
 from tpu_train.preflight.lint import Operation, Tensor
 
 STEPS = ("train", "predict")
@@ -188,7 +188,8 @@ def lower_apart(
       InputError: see `lower`, or the process was killed.
     """
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=libtpu.end_with_parent) as pool:
         job = pool.submit(_lower_from_dict, registry.model_of(config), config.as_dict(), replicas, step, compute_type)
         try:
             return job.result()
