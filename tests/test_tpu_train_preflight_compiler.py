@@ -457,7 +457,8 @@ if __name__ == "__main__":
     child_pid = int(parent.stdout.readline())
     assert alive(child_pid)
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()  # not communicate(), which would wait for a child that has it, too
     deadline = time.monotonic() + 20
     while alive(child_pid) and not zombie(child_pid) and time.monotonic() < deadline:
         time.sleep(0.1)
