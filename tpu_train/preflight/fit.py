@@ -75,7 +75,7 @@ def largest(place: Callable[[int], Tried], *, start: int, capacity_bytes: int, m
     batch after `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two
     smallest reaches the capacity, rounded up, but not below where the line from nothing to the smallest does, which is above the
     end of a straight line. After one refusal it is there, and a fifth more. Where a line has led to a batch that fits, it was
-    too low, and the next batch lies at least half way up in logarithms.
+    too low: the next batch lies half way up in logarithms, and from then on none lies higher than that.
 
     Args:
       place: lays out the memory of the step for a batch and says what it takes.
@@ -105,8 +105,11 @@ def _between(low: int, high: int, tried: list[Tried], capacity_bytes: int) -> in
         guess *= 1.2
     elif sizes and larger > size:
         guess = max(guess, batch - (size - capacity_bytes) * (other - batch) / (larger - size))
+    half = math.sqrt(max(low, 1) * high)
     if guess <= low or tried[-1].fits:
-        guess = max(guess, math.sqrt(max(low, 1) * high))
+        guess = half
+    elif low > tried[0].batch:
+        guess = min(guess, half)
     return max(above(low), min(above(math.ceil(guess) - 1), _below(high)))
 
 
