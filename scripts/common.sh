@@ -61,11 +61,16 @@ at_hand() {
   export PATH="$PWD/.venv/bin:$PATH"
 }
 
+# digest_of LOCK: of what an environment is made from.
+digest_of() { sha256sum "$1" pyproject.toml | sha256sum; }
+
 # environment SET: makes .venv from requirements/SET.txt, every file checked against its hash, and does nothing when it is there.
+# The environment of the tests, dev, will do for base: it has the same files, and more.
 environment() {
-  local lock="requirements/$1.txt" stamp=.venv/lock.sha256 python want
-  want=$(sha256sum "$lock" pyproject.toml | sha256sum)
-  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+  local lock="requirements/$1.txt" stamp=.venv/lock.sha256 python want made=
+  want=$(digest_of "$lock")
+  [ ! -f "$stamp" ] || made=$(cat "$stamp")
+  if [ "$made" = "$want" ] || { [ "$1" = base ] && [ "$made" = "$(digest_of requirements/dev.txt)" ]; }; then
     return
   fi
   python=$(command -v python3.11 || command -v python3 || true)

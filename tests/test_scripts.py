@@ -353,3 +353,29 @@ def test_gcloud_takes_every_line(tmp_path: Path) -> None:
     assert refused.pop(wrong, "").startswith("unrecognized arguments")
     assert refused == {}
     assert len(json.loads(done.stdout)) == len(commands)
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package to version and hashes, of a locked set."""
+    text = re.sub(r"(?m)^ *#.*\n", "", (ROOT / f"requirements/{name}.txt").read_text())
+    return dict(re.findall(r"(?m)^([\w.\[\],-]+)(==.*(?:\n    .*)*)", text))
+
+
+def test_what_the_environment_of_the_tests_will_do_for(tmp_path: Path) -> None:
+    """It has all of base, so that a script after the tests installs nothing; base does not do for the tests."""
+    base, dev = pins("base"), pins("dev")
+    assert len(base) > 100
+    assert base.items() <= dev.items()
+    for name in ("scripts/common.sh", "requirements/base.txt", "requirements/dev.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+
+    def asked(have: str, want: str) -> str:
+        """What is said; a Python that makes nothing, or the test would install for minutes."""
+        digest = f"cd {tmp_path} && digest_of requirements/{have}.txt >.venv/lock.sha256"
+        lines = f"source {tmp_path}/scripts/common.sh && {digest} && python3.11() {{ :; }} && environment {want}"
+        return subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False).stdout
+
+    assert asked("base", "base") == asked("dev", "dev") == asked("dev", "base") == ""
+    assert "Environment: .venv from requirements/dev.txt" in asked("base", "dev")
