@@ -4,7 +4,7 @@
 
 Runs `rookery preflight --max_batch` for each pair that is not yet in the file of answers beside the page, a JSON, and writes both
 after each: the same command goes on after a stop, and once the step has changed a new file of answers is due (--again). On two
-cores a pair takes between 5 and 40 minutes, most of them for the largest batch; --no-search leaves it out.
+cores a pair takes between 3 and 20 minutes, most of them for the largest batch; --no-search leaves it out.
 """
 
 import argparse
