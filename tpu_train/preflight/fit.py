@@ -72,10 +72,10 @@ def largest(place: Callable[[int], Tried], *, start: int, capacity_bytes: int, m
 
     The nearer the end of memory, the harder the compiler works at making a batch fit (88 images of ResNet-50 take nearly four
     times what 8 do). So what little takes says nothing of what would fit, and the line is drawn through what is refused: the
-    first batch after `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through the two
-    smallest reaches the capacity, rounded up, but not below where the line from nothing to the smallest does, which is above the
-    end of a straight line. After one refusal it is there, and a fifth more. Where a line has led to a batch that fits, it was
-    too low: the next batch lies half way up in logarithms, and from then on none lies higher than that.
+    first batch after `start` is `most`. Refused sizes grow nearly in a straight line: the next batch is where the line through
+    the two smallest reaches the capacity, rounded up, but not below where the line from nothing to the smallest does, which is
+    above the end of a straight line. After one refusal it is there, and a fifth more. Where a line has led to a batch that fits,
+    it was too low: the next batch lies half way up in logarithms, and from then on none lies higher than that.
 
     Args:
       place: lays out the memory of the step for a batch and says what it takes.
