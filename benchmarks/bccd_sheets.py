@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bccd", type=Path, default=measure.ROOT / "../shared/data/bccd", help="folder of the BCCD dataset")
     parser.add_argument("--output", type=Path, required=True, help="folder of the sheets")
     options = parser.parse_args(argv)
+    if not (options.bccd / "train.txt").exists():
+        raise SystemExit(
+            f"--bccd={options.bccd}: there is no train.txt: give the folder of BCCD, with images/ and annotations/ in it"
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     splits = {split: (options.bccd / f"{split}.txt").read_text().split() for split in ("train", "val")}
     images, objects = [], []

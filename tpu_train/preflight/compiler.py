@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tpu_train.preflight.refusals import Refused as Refused  # callers find both
 INSTALL = ".venv/bin/python -m pip install --require-hashes -r requirements/preflight.txt"
 PACKAGES = ("jax", "jaxlib", "libtpu")
 _FORMAT = 2  # of a cache entry: raised when what the child reports, or how it compiles, changes
+_ROOM_BYTES = 2**28  # for temporary files: the compiler's reports of a ResNet-50 step take 60 MB, its module 10
 _ROOT = Path(__file__).resolve().parents[2]
 
 # TensorFlow counts the functions of a process into the module's name, and names files of this machine in locations: neither
@@ -131,7 +133,8 @@ def compile(  # noqa: A001
       sources: TensorFlow op to where it was made, to say where a refused op is.
 
     Raises:
-      InputError: the compiler is not installed or does not pair with its jax, the cache cannot be written, or the time is over.
+      InputError: the compiler is not installed or does not pair with its jax, the cache cannot be written, there is no room
+        for temporary files, or the time is over.
     """
     entry, cached = _entry(stablehlo, topology, libtpu.WHOLE, cache, timeout_s, progress)
     if isinstance(entry, Refused):
@@ -214,8 +217,14 @@ def _child(
     """Runs the child; a `Refused` is a crash of it.
 
     Raises:
-      InputError: the time is over.
+      InputError: the time is over, or there is no room for the compiler's files.
     """
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < _ROOM_BYTES:  # the compiler would work for minutes, and go on without a word where it cannot write
+        raise InputError(
+            f"TMPDIR={tempfile.gettempdir()}: {free / 2**20:.0f} MiB are free there, and the TPU compiler's reports may take "
+            f"{_ROOM_BYTES / 2**20:.0f}: make room, or set TMPDIR to a folder that has it"
+        )
     with tempfile.TemporaryDirectory(prefix="rookery_preflight_") as folder:
         module, log = Path(folder, "module.stablehlo"), Path(folder, "log")
         module.write_text(stablehlo)
