@@ -236,15 +236,17 @@ def test_a_crash_is_said_to_be_one_and_not_remembered(stub: Path, tmp_path: Path
 
 def test_a_child_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
     """Not even where that was killed, which leaves it no time to say so."""
-    script = tmp_path / "parent.py"
-    script.write_text("""
+    script, folder = tmp_path / "parent.py", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "report").write_text("")
+    script.write_text(f"""
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
 from tpu_train.preflight import libtpu
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=libtpu.end_with_parent) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=libtpu.end_with_parent, initargs=({str(folder)!r},)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         time.sleep(60)
 """)
@@ -253,6 +255,7 @@ if __name__ == "__main__":
     assert parent.stdout is not None
     child_pid = int(parent.stdout.readline())
     assert alive(child_pid)
+    assert folder.exists()
     parent.kill()
     parent.wait()
     parent.stdout.close()  # not communicate(), which would wait for a child that has it, too
@@ -260,3 +263,4 @@ if __name__ == "__main__":
     while alive(child_pid) and not zombie(child_pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(child_pid) or zombie(child_pid)
+    assert not folder.exists(), "what it had written is left behind"

@@ -21,6 +21,7 @@ result.json holds what the compiler measured, or its own words:
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -229,21 +230,27 @@ def _bits(element: Any) -> int:
     return 8
 
 
-def end_with_parent() -> None:
-    """Has this process end when the one that started it is gone: minutes of work would go on for nobody."""
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+def end_with_parent(folder: str | None = None) -> None:
+    """Has this process end when the one that started it is gone: minutes of work would go on for nobody.
+
+    Args:
+      folder: of files between the two, which is then removed.
+    """
+    threading.Thread(target=_end_without, args=(os.getppid(), folder), daemon=True).start()
 
 
-def _end_without(parent: int) -> None:
+def _end_without(parent: int, folder: str | None) -> None:
     while os.getppid() == parent:
         time.sleep(1)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def main(argv: list[str]) -> int:
     """Compiles `argv[0]` for `argv[1]` and writes into the folder `argv[2]`; as far as `argv[3]` says."""
     path, topology, folder, extent = argv[0], argv[1], Path(argv[2]), argv[3]
-    end_with_parent()
+    end_with_parent(argv[2])
     if extent == PLACED:
         threading.Thread(target=_end_when_placed, args=(folder,), daemon=True).start()
     prepare(os.environ)
