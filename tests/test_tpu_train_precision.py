@@ -32,17 +32,21 @@ def test_the_flag_goes_before_the_device() -> None:
 
 
 def test_a_run_in_bfloat16(survey: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It learns about as much; its weights and the exported model are float32, and what comes after it in a process is, too."""
+    """It learns about as much; its weights and the exported model are float32, and what comes after it in a process is, too.
+
+    At three times this learning rate the losses of the first steps differ threefold, and the last by what CPU it is.
+    """
     argv = ["--model=yolo", "--backbone=tiny", "--head=yolo3_dense_1", "--init=scratch", "--batch_size=4", "--steps=15"]
-    argv += ["--validate_every=15", "--steps_per_loop=5", "--learning_rate=0.003"]
-    last = {}
+    argv += ["--validate_every=15", "--steps_per_loop=5", "--learning_rate=0.001"]
+    losses = {}
     for name in precision.POLICIES:
         folder = tmp_path / name
         assert train.run(["--dataset", survey, "--model_dir", str(folder), *argv, f"--precision={name}"]) == 0
         assert f"{precision.POLICIES[name]}, 5 steps a loop" in capsys.readouterr().out
-        last[name] = dict(curve(folder, "total_loss"))[15]
-    assert last["bfloat16"] != last["float32"]
-    assert last["bfloat16"] == pytest.approx(last["float32"], rel=0.1)
+        losses[name] = [loss for _, loss in curve(folder, "total_loss")]
+        assert losses[name][-1] < 0.75 * losses[name][0]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
     assert tf_keras.mixed_precision.global_policy().name == "float32"
     reader = tf.train.load_checkpoint(str(tmp_path / "bfloat16"))
     kernels = [name for name in reader.get_variable_to_dtype_map() if "kernel" in name]
