@@ -18,7 +18,10 @@ from tpu_train.plan import Plan, head, version
 
 
 def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:
-    """The experiment with, in rising precedence: its defaults, the dataset's facts, --config, the flags, --params_override.
+    """The experiment of a run.
+
+    In rising precedence: its defaults; the dataset's facts and the flags; --config; of the flags --schedule, --learning_rate and
+    --precision, where they are given; --params_override.
 
     Raises:
       InputError: an override names a key that does not exist, or has a value that the backbone cannot have.
