@@ -29,8 +29,8 @@ HEADER = (
 PAGE = """# YOLO's training steps on a TPU
 
 The training step of every backbone and head of `rookery train --model yolo`, compiled by the TPU's own compiler without a TPU,
-for one chip {generation} with {hbm:.2f} GiB of HBM: {batch} images of {size} px, {classes} classes, room for {boxes} objects an image,
-bfloat16, AdamW with averaged weights. Bounds are what arithmetic and memory allow at their peak, not forecasts.
+for one chip {generation} with {hbm:.2f} GiB of HBM: {batch} images of {size} px, {classes} classes, room for {boxes} objects an
+image, bfloat16, AdamW with averaged weights. Bounds are what arithmetic and memory allow at their peak, not forecasts.
 [preflight.md](preflight.md) explains each figure.
 
 {table}

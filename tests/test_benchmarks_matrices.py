@@ -76,7 +76,7 @@ def test_yolo_matrix_goes_on_where_it_was(benchmarks: None, monkeypatch: pytest.
     asked = answered(monkeypatch, yolo_matrix)
     text = run("--heads=yolo3")
     assert "| original | yolo3 | v3 | 8, 16, 32 | 61.5 M | yes | 3.00 GiB | 2.00 | 12.50 ms | memory | 1,234 |" in text
-    assert "v5e with 16.00 GiB of HBM: 8 images of 416 px, 3 classes, room for 100 objects an image" in text
+    assert "v5e with 16.00 GiB of HBM: 8 images of 416 px, 3 classes, room for 100 objects an\nimage" in text
     assert "2 of 15 pairs." in text
     assert "4 of 15 pairs." in run("--heads=yolo3,yolo3_dense_2")
     assert len(asked) == 4
