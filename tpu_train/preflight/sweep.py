@@ -95,7 +95,7 @@ def text(name: str, found: Mapping[int, Examined], where: Slice) -> str:
 
 
 def picture(name: str, found: Mapping[int, Examined], where: Slice, title: str) -> bytes:
-    """HBM against its capacity, and the bound of images a second, over what varies: a PNG."""
+    """HBM, and the bound of images a second, over what varies: a PNG. The capacity is a line unless it is far above."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,10 +108,11 @@ def picture(name: str, found: Mapping[int, Examined], where: Slice, title: str) 
     left.plot(list(known), [step.hbm_bytes / GIB for step in known.values()], "o-", color="#0072b2")
     refused = [value for value in known if value not in fit]
     left.plot(refused, [known[value].hbm_bytes / GIB for value in refused], "x", color="#d55e00", markersize=12, mew=2)
-    left.axhline(capacity, color="#d55e00", linestyle="--")
-    left.annotate(f"{where.chip.generation} has {capacity:.2f} GiB", (0.02, capacity), xycoords=("axes fraction", "data"),
-                  va="bottom", color="#d55e00")  # fmt: skip
-    left.set(xlabel=_axis(name), ylabel="GiB of HBM, one replica", ylim=(0, None))
+    if 2 * max((step.hbm_bytes for step in known.values()), default=0) > where.chip.hbm_bytes:
+        left.axhline(capacity, color="#d55e00", linestyle="--")
+        left.annotate(f"{where.chip.generation} has {capacity:.2f} GiB", (0.02, capacity), xycoords=("axes fraction", "data"),
+                      va="bottom", color="#d55e00")  # fmt: skip
+    left.set(xlabel=_axis(name), ylabel=f"GiB of HBM, one replica (of {capacity:.2f})", ylim=(0, None))
     right.plot(
         list(fit), [step.bound.images_per_s * where.chip.devices for step in fit.values() if step.bound], "o-", color="#009e73"
     )
