@@ -314,9 +314,11 @@ def write(options: argparse.Namespace, kept: Kept) -> None:
     every = list(halves(options))
     cells = [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
     rows = [row([job for job in every if job.cell == cell], cell, kept, options) for cell in cells]
+    done = (job for job in every if job.half == "compile" and kept.done(job.cell.name, job.half, job.settings))
+    compiles = [kept.of(job.cell.name)[job.half] for job in done]
     files.make_folder(str(options.output))
     files.write(str(options.output / "sizes.csv"), size_table.as_csv(rows))
-    files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options)).encode())
+    files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options, compiles)).encode())
     for name, plot in size_table.plots(rows, f"{options.batch_size} images").items():
         files.write(str(options.output / name), plot)
 
@@ -341,9 +343,10 @@ def row(mine: Sequence[Job], cell: Cell, kept: Kept, options: argparse.Namespace
     return found
 
 
-def note(options: argparse.Namespace) -> str:
-    """What the numbers of the table are."""
-    said = [f"HBM and images/s: `rookery preflight`, one chip of {ACCELERATOR}, {options.batch_size} images; not a forecast."]
+def note(options: argparse.Namespace, compiles: Sequence[dict[str, Any]]) -> str:
+    """What the numbers of the table are, and with what compiler those of its compiles were found."""
+    said = [f"HBM and images/s: `rookery preflight`, one chip of {ACCELERATOR}, {options.batch_size} images; not a forecast"]
+    said[0] += f" ({compiled_step.made(compiles)})." if compiles else "."
     if options.host_memory:
         said.append("CPU memory: measured, above what TensorFlow itself takes.")
     if options.train:

@@ -78,7 +78,7 @@ def answer(sweep: ModuleType, monkeypatch: pytest.MonkeyPatch, hbm: Callable[[li
     def compiled(command: list[str]) -> dict[str, Any]:
         given.append(command)
         found = {"parameters": 40_000_000, "compiles": True, "hbm_bytes": hbm(command), "hbm_capacity_bytes": 16 * GIB}
-        return {**found, "images_per_s_at_most": 1234.5}
+        return {**found, "images_per_s_at_most": 1234.5, "versions": {"jax": "0.10.2"}, "day": "2026-12-01"}
 
     monkeypatch.setattr(sweep.compiled_step, "ask", compiled)
     return given
@@ -97,6 +97,7 @@ def test_what_is_done_is_kept(sweep: ModuleType, tmp_path: Path, monkeypatch: py
     assert sweep.main(argv) == 1
     assert len(given) == 2
     assert "| 96 | tiny | yolo3 | 40.00 M | 1.00 GiB | 1,234 |" in (tmp_path / "sizes.md").read_text()
+    assert "8 images; not a forecast (jax 0.10.2; 2026-12-01)." in (tmp_path / "sizes.md").read_text()
     given = answer(sweep, monkeypatch, lambda command: 2 * GIB)
     assert sweep.main(argv) == 0
     assert ["--image_size=64" in command for command in given] == [True]
