@@ -128,6 +128,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--backbones", type=names, default=BACKBONES, help="of --model yolo (default original,dense)")
     parser.add_argument("--heads", type=names, default=HEADS, help="of --model yolo (default all three)")
     parser.add_argument("--batch_size", type=int, default=8, help="images a step, of every cell (default 8)")
+    parser.add_argument("--train_batch_size", type=int, help="of the train half (default: --batch_size)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="the compile half")
     parser.add_argument("--train", action=argparse.BooleanOptionalAction, default=True, help="the train half")
     parser.add_argument("--host_memory", action="store_true", help="also measure each step's memory on this machine's CPU")
@@ -139,6 +140,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=numbers, default=(0,), help="of training; several give mean and spread (default 0)")
     parser.add_argument("--init", default="scratch", help="as of `rookery train` (default scratch)")
     parser.add_argument("--flags", default="", help="more flags of `rookery train`, in one string, for both halves")
+    parser.add_argument("--train_flags", default="", help="and for the train half only, such as --learning_rate=0.0005")
     parser.add_argument("--dry_run", action="store_true", help="print the commands that are left to do, and do nothing")
     return parser
 
@@ -211,7 +213,8 @@ def halves(options: argparse.Namespace) -> Iterator[Job]:
         said = shlex.join(training(cell, options, seed))
         if options.shard:
             said = f"{shlex.join(sharding(options, cell.size))} && {said}"
-        settings = {**common, **source, "steps": options.steps}
+        flags = shlex.join(training_flags(options))
+        settings = {**common, "batch_size": training_batch(options), "flags": flags, **source, "steps": options.steps}
         yield Job(cell, f"train {seed}", settings, said, lambda c=cell, s=seed: trained(c, options, s))
 
 
@@ -234,9 +237,20 @@ def sharding(options: argparse.Namespace, size: int) -> list[str]:
 def training(cell: Cell, options: argparse.Namespace, seed: int) -> list[str]:
     """The command of a train half."""
     where = [f"--dataset={folder_of(options, cell.size)}", f"--model_dir={run_folder(cell, options, seed)}"]
-    steps = [f"--steps={options.steps}", f"--validate_every={options.steps}", f"--batch_size={options.batch_size}"]
-    more = [f"--init={options.init}", f"--seed={seed}", *shlex.split(options.flags)]
+    steps = [f"--steps={options.steps}", f"--validate_every={options.steps}", f"--batch_size={training_batch(options)}"]
+    more = [f"--init={options.init}", f"--seed={seed}", *training_flags(options)]
     return ["rookery", "train", *where, *cell.network, *steps, *more]
+
+
+def training_batch(options: argparse.Namespace) -> int:
+    """Images of a step of the train half."""
+    batch: int = options.train_batch_size or options.batch_size
+    return batch
+
+
+def training_flags(options: argparse.Namespace) -> list[str]:
+    """What else a train half is given; the last one counts."""
+    return [*shlex.split(options.flags), *shlex.split(options.train_flags)]
 
 
 def run_folder(cell: Cell, options: argparse.Namespace, seed: int) -> Path:
@@ -258,7 +272,7 @@ def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any
     assert found["step"] == options.steps, "the run stopped early"
     data = dataset.read(folder_of(options, cell.size))
     flags = [f"--backbone={cell.backbone}", f"--head={cell.head}", f"--num_classes={len(data.classes)}"]
-    return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *shlex.split(options.flags)))}
+    return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *training_flags(options)))}
 
 
 def run(command: list[str]) -> None:
@@ -319,7 +333,8 @@ def write(options: argparse.Namespace, kept: Kept) -> None:
     files.make_folder(str(options.output))
     files.write(str(options.output / "sizes.csv"), size_table.as_csv(rows))
     files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options, compiles)).encode())
-    for name, plot in size_table.plots(rows, f"{options.batch_size} images").items():
+    batches = {size_table.MEMORY: options.batch_size, size_table.PRECISION: training_batch(options)}
+    for name, plot in size_table.plots(rows, batches).items():
         files.write(str(options.output / name), plot)
 
 
@@ -352,9 +367,12 @@ def note(options: argparse.Namespace, compiles: Sequence[dict[str, Any]]) -> str
     if options.train:
         seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
         images = f"`rookery shard {options.shard}`" if options.shard else options.dataset
-        said.append(f"AP and F1: {options.steps} steps of {options.batch_size} images, --init {options.init}, {seeds}; {images}.")
+        step = f"{options.steps} steps of {training_batch(options)} images"
+        said.append(f"AP and F1: {step}, --init {options.init}, {seeds}; {images}.")
     if options.flags:
         said.append(f"With {options.flags}.")
+    if options.train and options.train_flags:
+        said.append(f"In training with {options.train_flags}.")
     return f"{' '.join(said)}\n\n{measure.machine('tensorflow', 'tf-models-official')}"
 
 

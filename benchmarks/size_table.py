@@ -55,21 +55,21 @@ def markdown(rows: Sequence[Row], note: str) -> str:
     return f"{measure.table(header, lines)}\n\n{note}\n"
 
 
-def plots(rows: Sequence[Row], batch: str) -> dict[str, bytes]:
+def plots(rows: Sequence[Row], batches: Mapping[str, int]) -> dict[str, bytes]:
     """The study's two plots, as PNG by file name: precision and memory over the size; none of what no row knows.
 
     Args:
       rows: of the table.
-      batch: of a step, for people.
+      batches: images of a step, by file name.
     """
     found = {}
     for name, panels in PANELS.items():
         known = [panel for panel in panels if any(panel[1] in each for each in rows)]
         if known:
             steps = max((each["steps"] for each in rows if "steps" in each), default=0)
-            title = f"memory of a training step of {batch}"
+            title = f"memory of a training step of {batches[name]} images"
             if name == PRECISION:
-                title = f"average precision at IoU 0.5, after {steps:,} steps of {batch}"
+                title = f"average precision at IoU 0.5, after {steps:,} steps of {batches[name]} images"
             found[name] = _plot(rows, known, "AP50" if name == PRECISION else "GiB", title)
     return found
 

@@ -38,6 +38,7 @@ def test_commands(sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
     """2 sizes x 2 backbones x 3 heads compile; training takes 2 seeds of each."""
     shard = '--shard=--mosaics="a b/*.png"'
     argv = [f"--output={tmp_path}", "--sizes=608,416", "--num_classes=3", shard, "--seeds=0,1", "--flags=--learning_rate=0.01"]
+    argv += ["--train_batch_size=2", "--train_flags=--precision=bfloat16"]
     assert sweep.main([*argv, "--dry_run"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     compiles, trainings = [line for line in lines if "preflight" in line], [line for line in lines if "train" in line]
@@ -45,10 +46,11 @@ def test_commands(sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert compiles[0][:3] == ["rookery", "preflight", "--accelerator=v5litepod-1"]
     wanted = {"--image_size=416", "--backbone=original", "--head=yolo3", "--batch_size=8", "--num_classes=3", "--init=scratch"}
     assert wanted | {"--learning_rate=0.01", "--step=train"} <= set(compiles[0])
+    assert "--precision=bfloat16" not in compiles[0]
     cut = trainings[-1][: trainings[-1].index("&&")]
     assert cut == ["rookery", "shard", "--mosaics=a b/*.png", "--patch_size=608", f"--output={tmp_path}/datasets/608"]
     wanted = {"--image_size=608", "--backbone=dense", "--head=yolo3_dense_1", "--steps=1000", "--seed=1", "--learning_rate=0.01"}
-    assert wanted | {f"--dataset={tmp_path}/datasets/608"} <= set(trainings[-1])
+    assert wanted | {f"--dataset={tmp_path}/datasets/608", "--batch_size=2", "--precision=bfloat16"} <= set(trainings[-1])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,10 +139,11 @@ def test_plots(sweep: ModuleType) -> None:
         assert png.startswith(b"\x89PNG")
         return int.from_bytes(png[16:20], "big")
 
-    found = sweep.size_table.plots(ROWS, "8 images")
+    batches = {"memory.png": 8, "precision.png": 2}
+    found = sweep.size_table.plots(ROWS, batches)
     assert sorted(found) == ["memory.png", "precision.png"]
     assert (wide(found["precision.png"]), wide(found["memory.png"])) == (840, 1392)  # 7.0 and 11.6 inches of 120 px
-    assert sweep.size_table.plots(ROWS[2:], "8 images") == {}
+    assert sweep.size_table.plots(ROWS[2:], batches) == {}
 
 
 def test_seeds_give_mean_and_spread(sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +151,12 @@ def test_seeds_give_mean_and_spread(sweep: ModuleType, tmp_path: Path, monkeypat
     found = {0: {"ap50": 0.5, "ap": 0.2, "f1": 0.4}, 1: {"ap50": 0.7, "ap": 0.2, "f1": 0.6}}
     monkeypatch.setattr(sweep, "trained", lambda cell, options, seed: {**found[seed], "parameters": 7, "step": 3})
     argv = [f"--output={tmp_path}", "--sizes=64", "--backbones=tiny", "--heads=yolo3", "--no-compile", "--steps=3", "--seeds=0,1"]
+    argv += ["--train_batch_size=4", "--train_flags=--learning_rate=0.0005"]
     assert sweep.main([*argv, "--shard=--mosaics=a"]) == 0
-    assert "| 0.600 ± 0.141 | 0.200 ± 0.000 | 0.500 ± 0.141 |" in (tmp_path / "sizes.md").read_text()
+    said = (tmp_path / "sizes.md").read_text()
+    assert "| 0.600 ± 0.141 | 0.200 ± 0.000 | 0.500 ± 0.141 |" in said
+    assert "AP and F1: 3 steps of 4 images, --init scratch, seeds 0, 1; `rookery shard --mosaics=a`." in said
+    assert "In training with --learning_rate=0.0005." in said
 
 
 def test_the_script(tmp_path: Path) -> None:
