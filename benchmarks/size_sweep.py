@@ -332,7 +332,7 @@ def write(options: argparse.Namespace, kept: Kept) -> None:
     compiles = [kept.of(job.cell.name)[job.half] for job in done]
     files.make_folder(str(options.output))
     files.write(str(options.output / "sizes.csv"), size_table.as_csv(rows))
-    files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options, compiles)).encode())
+    files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options, compiles, rows)).encode())
     batches = {size_table.MEMORY: options.batch_size, size_table.PRECISION: training_batch(options)}
     for name, plot in size_table.plots(rows, batches).items():
         files.write(str(options.output / name), plot)
@@ -358,20 +358,21 @@ def row(mine: Sequence[Job], cell: Cell, kept: Kept, options: argparse.Namespace
     return found
 
 
-def note(options: argparse.Namespace, compiles: Sequence[dict[str, Any]]) -> str:
+def note(options: argparse.Namespace, compiles: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> str:
     """What the numbers of the table are, and with what compiler those of its compiles were found."""
+    judged = any("seeds" in each for each in rows)
     said = [f"HBM and images/s: `rookery preflight`, one chip of {ACCELERATOR}, {options.batch_size} images; not a forecast"]
     said[0] += f" ({compiled_step.made(compiles)})." if compiles else "."
-    if options.host_memory:
+    if any("host_bytes" in each for each in rows):
         said.append("CPU memory: measured, above what TensorFlow itself takes.")
-    if options.train:
+    if judged:
         seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
         images = f"`rookery shard {options.shard}`" if options.shard else options.dataset
         step = f"{options.steps} steps of {training_batch(options)} images"
         said.append(f"AP and F1: {step}, --init {options.init}, {seeds}; {images}.")
     if options.flags:
         said.append(f"With {options.flags}.")
-    if options.train and options.train_flags:
+    if judged and options.train_flags:
         said.append(f"In training with {options.train_flags}.")
     return f"{' '.join(said)}\n\n{measure.machine('tensorflow', 'tf-models-official')}"
 
