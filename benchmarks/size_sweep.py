@@ -23,6 +23,7 @@ half.
 
 import argparse
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -254,8 +255,10 @@ def training_flags(options: argparse.Namespace) -> list[str]:
 
 
 def run_folder(cell: Cell, options: argparse.Namespace, seed: int) -> Path:
-    """Of a training; another number of steps is another run."""
-    path: Path = options.output.absolute() / "runs" / f"{cell.name}_steps{options.steps}_seed{seed}"
+    """Of a training; with another number of steps, another batch or other flags it is another run."""
+    made_with = shlex.join([options.init, str(training_batch(options)), *training_flags(options)])
+    name = f"{cell.name}_steps{options.steps}_seed{seed}_{hashlib.sha256(made_with.encode()).hexdigest()[:8]}"
+    path: Path = options.output.absolute() / "runs" / name
     return path
 
 

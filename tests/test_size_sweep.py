@@ -51,6 +51,11 @@ def test_commands(sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cut == ["rookery", "shard", "--mosaics=a b/*.png", "--patch_size=608", f"--output={tmp_path}/datasets/608"]
     wanted = {"--image_size=608", "--backbone=dense", "--head=yolo3_dense_1", "--steps=1000", "--seed=1", "--learning_rate=0.01"}
     assert wanted | {f"--dataset={tmp_path}/datasets/608", "--batch_size=2", "--precision=bfloat16"} <= set(trainings[-1])
+    folders = [next(flag for flag in line if flag.startswith("--model_dir=")) for line in trainings]
+    assert sweep.main([*argv, "--train_batch_size=4", "--no-compile", "--dry_run"]) == 0
+    assert len(set(folders)) == 24
+    other = capsys.readouterr().out
+    assert not any(folder in other for folder in folders)  # another batch is another run, not an error
     assert list(tmp_path.iterdir()) == []
 
 
