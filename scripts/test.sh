@@ -21,5 +21,6 @@ mypy
 shellcheck --external-sources scripts/*.sh cloud/*.sh .ci/run
 
 say "Tests"
-# Two at a time, as each wants 3 GB and more than one core; those of a file stay together, as they share what they made.
-python -m pytest --numprocesses 2 --dist loadfile "$@"
+# Two at a time, as each wants 3 GB and more than one core; those of a file stay together, as they share what they made. A process
+# that was ended because its test hung (pyproject.toml) is replaced once: the next would most likely hang in the same test.
+python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 1 --durations 20 --durations-min 10 "$@"
