@@ -66,6 +66,14 @@ def test_a_stop_changes_nothing(survey: str, straight: Path, tmp_path: Path, cap
     assert all(value == expected[step] for step, value in curve(run))
 
 
+def test_a_validation_changes_nothing(survey: str, straight: Path, tmp_path: Path) -> None:
+    """It uses averages of the weights in their place, and gives them back to the last bit."""
+    run = fit(survey, tmp_path / "run", *LONG, "--validate_every=10")
+    assert [each["step"] for each in json.loads((run / "history.json").read_text())["validations"]] == [10, 20, 30]
+    assert curve(run) == curve(straight)
+    assert same(weights(straight), weights(run))
+
+
 def exported(run: Path, out: Path, *argv: str) -> model.ModelSpec:
     assert export.run(["--model_dir", str(run), "--output", str(out), *argv]) == 0
     return model.read(str(out))

@@ -23,7 +23,7 @@ from official.core import base_task, base_trainer, config_definitions, task_fact
 
 from survey import calibration, dataset, files
 from survey.errors import InputError
-from tpu_train import checkpoints, precision, reports
+from tpu_train import averages, checkpoints, precision, reports
 from tpu_train import strategy as strategies
 from tpu_train.guard import Guard, Incident
 from tpu_train.history import History
@@ -188,11 +188,13 @@ class Run:
         self._guard = self.task.guard = Guard(batch_size // device.replicas)
         self._found = checkpoints.latest(options.model_dir)
         self.task.start_step = checkpoints.step_of(self._found)
+        optimizer = self.task.create_optimizer(config.trainer.optimizer_config)
+        averages.exchange_exactly(optimizer)
         self._trainer = (PlainTrainer if options.mode in TAPE else base_trainer.Trainer)(
             config,
             self.task,
             model=self.task.build_model(),
-            optimizer=self.task.create_optimizer(config.trainer.optimizer_config),
+            optimizer=optimizer,
             checkpoint_exporter=checkpoints.best_exporter(config, options.model_dir),
         )
         # The mean loss goes on after a stop. What the guard noted need not: no checkpoint is written while there is an incident.
