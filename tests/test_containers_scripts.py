@@ -15,7 +15,12 @@ SCRIPTS = [str(path) for path in [*sorted(ROOT.glob("scripts/*.sh")), *sorted(RO
 
 def ran(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [ROOT / "scripts" / script, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=60
+        [ROOT / "scripts" / script, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 

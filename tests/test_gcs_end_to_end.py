@@ -65,7 +65,7 @@ class Chain:
         """Runs a verb to its end; returns what it said."""
         process = self.start(verb, *argv)
         try:
-            out, err = process.communicate(timeout=200)
+            out, err = process.communicate(timeout=600)
         finally:
             process.kill()
         assert process.returncode == 0, f"{verb}: {err[-3000:]}"
@@ -105,7 +105,7 @@ class Chain:
 
 def kill_after(process: subprocess.Popen[str], folder: str, name: str) -> None:
     """Kills a process, as a power cut would, as soon as there is a file."""
-    end = time.monotonic() + 150
+    end = time.monotonic() + 600
     try:
         while name not in files.names(folder):
             assert process.poll() is None, process.communicate()[1][-3000:]

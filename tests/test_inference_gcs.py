@@ -26,7 +26,7 @@ def predict(where: str, output: str, environment: dict[str, str], *more: str) ->
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

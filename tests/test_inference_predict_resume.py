@@ -63,7 +63,7 @@ predict.run(sys.argv[1:])
 def killed_after(number: int, arguments: list[str], output: Path) -> list[str]:
     """Runs predict in a process of its own until so many parts are there, then kill -9; returns their names."""
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 100
+    end = time.monotonic() + 600
     while not (output / parts.FOLDER).exists() or len(there(output)) < number:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < end

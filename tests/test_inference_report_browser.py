@@ -193,7 +193,7 @@ def test_map_by_keyboard(chromium, judged_page):
     status = page.locator(".status").first.inner_text()
     assert status.startswith("1 of ")
     assert "score 0.99" in status or "score 1.000" in status
-    page.locator(".tip").first.wait_for(state="visible", timeout=5000)  # drawn with the next frame
+    page.locator(".tip").first.wait_for(state="visible", timeout=60_000)  # drawn with the next frame
     page.keyboard.press("Escape")
     page.keyboard.press("0")
     assert picture(page) == drawn

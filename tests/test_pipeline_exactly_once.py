@@ -62,7 +62,7 @@ def test_killed_at_twenty_random_moments():
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 different" in done.stdout

@@ -70,6 +70,6 @@ def test_replicas_exchange_their_copies(tmp_path: Path) -> None:
         """)
     )
     environ = {**os.environ, "PYTHONPATH": f"{os.getcwd()}:{Path(__file__).parent}"}
-    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=600, check=False)
     low, high = np.array([0.1, 0.7], np.float32).tolist(), [1e9, 3.0]
     assert done.stdout.splitlines() == [str([low, low, high, high]), str([high, high, low, low])], done.stderr[-2000:]

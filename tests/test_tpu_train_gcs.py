@@ -19,7 +19,7 @@ FLAGS = ["--steps=4", "--validate_every=2", "--steps_per_loop=2", "--batch_size=
 
 def train(dataset: str, model_dir: str, environment: dict[str, str]) -> str:
     argv = [sys.executable, "-m", "tpu_train.train", f"--dataset={dataset}", f"--model_dir={model_dir}", *FLAGS]
-    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

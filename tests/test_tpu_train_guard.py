@@ -115,7 +115,7 @@ def test_all_replicas_agree(tmp_path: Path) -> None:
         """)
     )
     environ = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=600, check=False)
     # Both say yes at steps 0, 1, 2 and 4, and no at 3; the patches are those of replica 1; the mean of 1 and 3 is 2.
     expected = f"[2, 2, 2, 0, 2] Incident(step=3, loss=nan, patch_ids=(17, {2**40 + 13})) 2.0"
     assert done.stdout.strip() == expected, done.stderr[-2000:]

@@ -60,11 +60,11 @@ def test_kill_9_changes_nothing(survey: str, tmp_path: Path) -> None:
             return subprocess.Popen(argv, stdout=log, stderr=log)
 
     def finish(process: subprocess.Popen, folder: str) -> None:
-        assert process.wait(240) == 0, (tmp_path / f"{folder}.log").read_text()[-3000:]
+        assert process.wait(600) == 0, (tmp_path / f"{folder}.log").read_text()[-3000:]
 
     killed, straight = start("killed"), start("straight")
     try:
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         # The state file is written when a checkpoint has been verified: 10 or 12, after the validation at 8 and before the end.
         while (at := last_verified(tmp_path / "killed")) < 10:
             assert killed.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]

@@ -285,8 +285,8 @@ def test_reading_when_asked_reads_no_more(survey: str) -> None:
     files = divided(survey)[sources.TRAINING]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         asked, ahead = (pool.submit(decoded_at_first, files, prefetch) for prefetch in (False, True))
-        assert asked.result(timeout=120) == 4
-        assert ahead.result(timeout=120) > 4
+        assert asked.result(timeout=600) == 4
+        assert ahead.result(timeout=600) > 4
 
 
 def test_a_run_keeps_its_anchors(survey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

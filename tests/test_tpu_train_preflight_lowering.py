@@ -129,7 +129,7 @@ def executed(text: str, arguments: list[np.ndarray], folder: Path) -> list[np.nd
     files = [str(folder / name) for name in ("step.stablehlo", "given.npz", "results.npz")]
     command = [sys.executable, "-c", EXECUTE, *files]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(folder / "results.npz") as arrays:
         return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
