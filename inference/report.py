@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from markupsafe import Markup
 
 from inference import estimates, evaluation
@@ -104,6 +103,8 @@ def headline(manifest: Manifest, judged: Evaluation | None) -> str:
 
 def _read_evaluation(options: Options, manifest: Manifest) -> Verdicts | None:
     """The evaluation with its boxes; None when there is none."""
+    import pyarrow.compute as pc  # --help does not need it
+
     folder = options.evaluation or options.detections
     if not options.evaluation and not files.exists(os.path.join(folder, evaluation.FILE)):
         return None

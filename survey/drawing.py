@@ -3,9 +3,12 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Okabe and Ito's palette (2008), which people with any common colour blindness tell apart, without its black, which drowns in
 # imagery. Repeated with other dashes for more classes than colours, so that colour is never the only difference.
@@ -13,13 +16,15 @@ PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0
 DASHES = ("", "7 4", "2 3")
 
 
-def template(path: str, filters: Mapping[str, Callable[..., str]]) -> jinja2.Template:
+def template(path: str, filters: Mapping[str, Callable[..., str]]) -> "jinja2.Template":
     """A page's template, which may include `page.css`. Whatever it prints is escaped, and a name it does not know is an error.
 
     Args:
       path: of the template.
       filters: how it prints values, by name.
     """
+    import jinja2  # colours alone do not need it, nor does --help
+
     folder, name = os.path.split(os.path.abspath(path))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, os.path.dirname(os.path.abspath(__file__))]),

@@ -74,17 +74,17 @@ def processor_seconds(*argv: str) -> tuple[float, str]:
 
 @pytest.fixture(scope="module")
 def libraries() -> float:
-    """Processor seconds that NumPy and rasterio take to import, half a second on the machines that this was written on."""
+    """Processor seconds that NumPy and rasterio take to import, 0.45 on an EPYC of 2026."""
     seconds, _ = processor_seconds("-c", "import numpy, rasterio")
     return seconds
 
 
 @pytest.mark.parametrize("verb", [None, *rookery.VERBS])
 def test_help_is_quick(verb, libraries):
-    """Slow machines are slow at both: the limit is in units of what nearly every verb needs."""
+    """Slow machines are slow at both: the limit is in units of what nearly every verb needs, a second on an EPYC."""
     seconds, said = processor_seconds("-m", "rookery", *([verb] if verb else []), "--help")
     assert said.startswith("usage: rookery")
-    assert seconds < 3 * libraries
+    assert seconds < 2.2 * libraries
 
 
 @pytest.mark.parametrize("verb", [None, *rookery.VERBS])
