@@ -1,4 +1,4 @@
-"""Small real files that several tests need, and the switch that Model Garden's parts need before TensorFlow is imported."""
+"""What several tests need: small real files, an emulator a process, and the switch that TensorFlow needs before its import."""
 
 import os
 import sys
@@ -12,6 +12,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 import rasterio
+
+# Fixtures, imported under their own names: here, so that all tests of a process share one emulator.
+from gcs_emulator import _gcs_server as _gcs_server
+from gcs_emulator import gcs as gcs
+from gcs_tls_proxy import faulty as faulty
+from gcs_tls_proxy import gcs_proxy as gcs_proxy
+from gcs_tls_proxy import tensorflow_gcs as tensorflow_gcs
 from rasterio.errors import NotGeoreferencedWarning
 
 from survey.annotations import every

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 from gcs_emulator import Emulator, free_port, wait_until_open
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 
 from beam_jobs import quiet
 from inference import plan

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 from fake_tpu_api import BUSY, NO_QUEUE, NO_RIGHT, QUOTA
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 from test_cloud_supervisor import job_in
 
 from cloud import attempts, buckets, gcloud

@@ -22,8 +22,6 @@ import fake_tpu_api
 import pytest
 from fake_tpu_api import BUSY, NO_RIGHT, QUOTA, FakeTpu
 from gcs_emulator import Emulator
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 from test_survey_contracts import DATASET
 
 from cloud import attempts

@@ -20,11 +20,8 @@ from typing import Any
 import numpy as np
 import yolo_survey
 from gcs_emulator import Emulator
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 from gcs_faults import CLIENTS, KINDS, Plan, tally
 from gcs_tls_proxy import Proxy
-from gcs_tls_proxy import gcs_proxy as gcs_proxy
 from test_tpu_train_loop import same, weights
 
 from survey import detections, files

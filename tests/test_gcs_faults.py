@@ -10,12 +10,8 @@ import pyogrio
 import pytest
 import shapely
 from gcs_emulator import Emulator
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 from gcs_faults import KINDS, OF_BODIES, Plan, tally
 from gcs_tls_proxy import Proxy
-from gcs_tls_proxy import faulty as faulty
-from gcs_tls_proxy import gcs_proxy as gcs_proxy
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from survey import byte_ranges, files, raster, storage

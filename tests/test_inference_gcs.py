@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import stub_model
 from gcs_emulator import Emulator
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
-from gcs_tls_proxy import tensorflow_gcs as tensorflow_gcs
 from test_inference_predict import save
 
 from inference import parts

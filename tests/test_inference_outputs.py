@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 from pycocotools.coco import COCO
 from small_survey import CLASSES, FOUND, detections_at, manifest_of, on_map, plain, scattered
 

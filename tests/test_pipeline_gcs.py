@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 
 from beam_jobs import quiet
 from pipeline import publish, shard, work

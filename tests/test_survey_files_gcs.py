@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 
 from inference import parts
 from survey import detections, files, labels, storage

@@ -5,10 +5,6 @@ import pytest
 import rasterio
 import tifffile
 
-# Fixtures, imported under their own names.
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
-
 from survey import byte_ranges
 from survey.errors import InputError
 from survey.geometry import Window

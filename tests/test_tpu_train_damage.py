@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
 
 from pipeline import records
 from survey import files

@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 
 from gcs_emulator import Emulator
-from gcs_emulator import _gcs_server as _gcs_server
-from gcs_emulator import gcs as gcs
-from gcs_tls_proxy import tensorflow_gcs as tensorflow_gcs
 from test_tpu_train_loop_verb import survey as survey
 
 from survey import files
