@@ -23,6 +23,10 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def subjects(self) -> list[str]:
+        """Of which something is there, oldest first."""
+        return list(self._everything())
+
     def of(self, subject: str) -> dict[str, Any]:
         """All parts of a subject, whatever they were made with."""
         found: dict[str, Any] = self._everything().get(subject, {})

@@ -18,12 +18,11 @@ the largest size: a smaller one gets a black frame, and then a larger size shows
 
 Every half is kept in OUTPUT/cells.json when it is done, with what it was made with: the same command goes on after a stop, and
 one with other settings makes again what they change. OUTPUT gets sizes.csv, sizes.md, precision.png and memory.png after every
-half.
+half: of what is asked for, and of all other cells that earlier commands made with these settings.
 """
 
 import argparse
 import functools
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -40,8 +39,10 @@ from typing import Any
 
 import compiled_step
 import measure
+import size_cells
 import size_table
 from kept import Kept
+from size_cells import ACCELERATOR, Cell
 
 sys.path.insert(0, str(measure.ROOT))  # a child is started by its path, not as a module
 
@@ -51,26 +52,6 @@ from survey.errors import InputError
 SIZES = (416, 512, 608, 800)  # the study's
 BACKBONES = ("original", "dense")
 HEADS = ("yolo3", "yolo3_dense_2", "yolo3_dense_1")
-ACCELERATOR = "v5litepod-1"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One network at one size."""
-
-    size: int
-    backbone: str
-    head: str
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.size}_{self.backbone}_{self.head}"
-
-    @property
-    def network(self) -> list[str]:
-        """Flags of `rookery train` and `rookery preflight`."""
-        return ["--model=yolo", f"--backbone={self.backbone}", f"--head={self.head}", f"--image_size={self.size}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +148,20 @@ def check(options: argparse.Namespace) -> None:
     for size, backbone, head in itertools.product(options.sizes, options.backbones, options.heads):
         default = yolo_networks.BACKBONES[backbone].default_version if backbone in yolo_networks.BACKBONES else yolo_networks.V3
         yolo_networks.check(backbone, head, default, image_sizes={f"--sizes={size}": size})
+    for flag in ("batch_size", "train_batch_size", "num_classes", "steps"):
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise InputError(f"--{flag}={value}: must be at least 1")
     if options.dataset and options.shard:
         raise InputError("--dataset and --shard: one of them says where the images come from: drop the other")
     if options.train and not (options.dataset or options.shard):
         raise InputError("--dataset is missing: give it or --shard to train, or --no-train to compile only")
     if options.dataset:
         for size in options.sizes:
-            data = dataset.read(folder_of(options, size))
+            folder = size_cells.folder_of(options, size)
+            data = dataset.read(folder)
             if data.patch_size < size:
                 raise InputError(
-                    f"--sizes={size}: {folder_of(options, size)} has patches of {data.patch_size} px: shard again with "
+                    f"--sizes={size}: {folder} has patches of {data.patch_size} px: shard again with "
                     f"--patch_size {max(options.sizes)}, or let --shard cut a dataset for each size"
                 )
             options.num_classes = options.num_classes or len(data.classes)
@@ -184,82 +169,36 @@ def check(options: argparse.Namespace) -> None:
         raise InputError("--num_classes is missing: give it, or --dataset, which knows it, or --no-compile")
 
 
-def folder_of(options: argparse.Namespace, size: int) -> str:
-    """The dataset of a size."""
-    if options.shard:
-        return str((options.output / "datasets" / str(size)).absolute())
-    return os.path.abspath(options.dataset.replace("{size}", str(size)))
-
-
 def jobs(options: argparse.Namespace) -> list[Job]:
     """What is asked for: all compiles, then all trainings, seed after seed."""
     wanted = {"compile": options.compile, "host": options.host_memory, "train": options.train}
-    return [job for job in halves(options) if wanted[job.half.split()[0]]]
+    return [job for job in halves(options, asked(options)) if wanted[job.half.split()[0]]]
 
 
-def halves(options: argparse.Namespace) -> Iterator[Job]:
-    """Everything that could be done with these settings, asked for or not: what is already there belongs into the table."""
-    cells = [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
+def asked(options: argparse.Namespace) -> list[Cell]:
+    """The cells of this command."""
+    return [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
+
+
+def halves(options: argparse.Namespace, cells: Sequence[Cell]) -> Iterator[Job]:
+    """All that could be done of cells with these settings, asked for or not: what is already there belongs into the table."""
     common = {"batch_size": options.batch_size, "init": options.init, "flags": options.flags}
     for cell in cells if options.num_classes else ():
         step = {**common, "num_classes": options.num_classes}
-        command = preflight(cell, options)
+        command = size_cells.preflight(cell, options)
         yield Job(
             cell, "compile", {**step, "accelerator": ACCELERATOR}, shlex.join(command), lambda c=command: compiled_step.ask(c)
         )
         said = f"# {cell.name}: two steps on this machine's CPU, as --mem_eval of rookery train"
-        yield Job(cell, "host", step, said, lambda c=cell: apart(_host, planned(c, options)))
+        yield Job(cell, "host", step, said, lambda c=cell: apart(_host, size_cells.planned(c, options)))
     for seed, cell in itertools.product(options.seeds if options.dataset or options.shard else (), cells):
-        source = {"dataset": options.shard or dataset.digest(folder_of(options, cell.size))}
-        said = shlex.join(training(cell, options, seed))
+        said = shlex.join(size_cells.training(cell, options, seed))
         if options.shard:
-            said = f"{shlex.join(sharding(options, cell.size))} && {said}"
-        flags = shlex.join(training_flags(options))
-        settings = {**common, "batch_size": training_batch(options), "flags": flags, **source, "steps": options.steps}
+            said = f"{shlex.join(size_cells.sharding(options, cell.size))} && {said}"
+        flags = shlex.join(size_cells.training_flags(options))
+        settings = {**common, "batch_size": size_cells.training_batch(options), "flags": flags, "steps": options.steps}
+        settings["dataset"] = size_cells.images(options, cell.size)
         yield Job(cell, f"train {seed}", settings, said, lambda c=cell, s=seed: trained(c, options, s))
-
-
-def planned(cell: Cell, options: argparse.Namespace) -> list[str]:
-    """Flags of a step for which there need be no dataset."""
-    sizes = [f"--batch_size={options.batch_size}", f"--num_classes={options.num_classes}", f"--init={options.init}"]
-    return [*cell.network, *sizes, *shlex.split(options.flags)]
-
-
-def preflight(cell: Cell, options: argparse.Namespace) -> list[str]:
-    """The command of a compile half."""
-    return compiled_step.command([f"--accelerator={ACCELERATOR}", *planned(cell, options)], options.cache)
-
-
-def sharding(options: argparse.Namespace, size: int) -> list[str]:
-    """The command that cuts the dataset of a size."""
-    return ["rookery", "shard", *shlex.split(options.shard), f"--patch_size={size}", f"--output={folder_of(options, size)}"]
-
-
-def training(cell: Cell, options: argparse.Namespace, seed: int) -> list[str]:
-    """The command of a train half."""
-    where = [f"--dataset={folder_of(options, cell.size)}", f"--model_dir={run_folder(cell, options, seed)}"]
-    steps = [f"--steps={options.steps}", f"--validate_every={options.steps}", f"--batch_size={training_batch(options)}"]
-    more = [f"--init={options.init}", f"--seed={seed}", *training_flags(options)]
-    return ["rookery", "train", *where, *cell.network, *steps, *more]
-
-
-def training_batch(options: argparse.Namespace) -> int:
-    """Images of a step of the train half."""
-    batch: int = options.train_batch_size or options.batch_size
-    return batch
-
-
-def training_flags(options: argparse.Namespace) -> list[str]:
-    """What else a train half is given; the last one counts."""
-    return [*shlex.split(options.flags), *shlex.split(options.train_flags)]
-
-
-def run_folder(cell: Cell, options: argparse.Namespace, seed: int) -> Path:
-    """Of a training; with another number of steps, another batch or other flags it is another run."""
-    made_with = shlex.join([options.init, str(training_batch(options)), *training_flags(options)])
-    name = f"{cell.name}_steps{options.steps}_seed{seed}_{hashlib.sha256(made_with.encode()).hexdigest()[:8]}"
-    path: Path = options.output.absolute() / "runs" / name
-    return path
 
 
 def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -269,13 +208,13 @@ def trained(cell: Cell, options: argparse.Namespace, seed: int) -> dict[str, Any
       RuntimeError: a command failed.
     """
     if options.shard:
-        run(sharding(options, cell.size))  # does nothing where it is done
-    run(training(cell, options, seed))
-    found = json.loads((run_folder(cell, options, seed) / "history.json").read_text())["validations"][-1]
+        run(size_cells.sharding(options, cell.size))  # does nothing where it is done
+    run(size_cells.training(cell, options, seed))
+    found = json.loads((size_cells.run_folder(cell, options, seed) / "history.json").read_text())["validations"][-1]
     assert found["step"] == options.steps, "the run stopped early"
-    data = dataset.read(folder_of(options, cell.size))
+    data = dataset.read(size_cells.folder_of(options, cell.size))
     flags = [f"--backbone={cell.backbone}", f"--head={cell.head}", f"--num_classes={len(data.classes)}"]
-    return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *training_flags(options)))}
+    return {**found, "parameters": parameters((*flags, f"--image_size={cell.size}", *size_cells.training_flags(options)))}
 
 
 def run(command: list[str]) -> None:
@@ -328,17 +267,33 @@ def _host(flags: list[str]) -> dict[str, Any]:
 
 def write(options: argparse.Namespace, kept: Kept) -> None:
     """The table in both forms, and the plots, of what is done so far."""
-    every = list(halves(options))
-    cells = [Cell(*each) for each in itertools.product(options.sizes, options.backbones, options.heads)]
+    cells = tabled(options, kept)
+    every = list(halves(options, cells))
     rows = [row([job for job in every if job.cell == cell], cell, kept, options) for cell in cells]
     done = (job for job in every if job.half == "compile" and kept.done(job.cell.name, job.half, job.settings))
     compiles = [kept.of(job.cell.name)[job.half] for job in done]
     files.make_folder(str(options.output))
     files.write(str(options.output / "sizes.csv"), size_table.as_csv(rows))
     files.write(str(options.output / "sizes.md"), size_table.markdown(rows, note(options, compiles, rows)).encode())
-    batches = {size_table.MEMORY: options.batch_size, size_table.PRECISION: training_batch(options)}
+    batches = {size_table.MEMORY: options.batch_size, size_table.PRECISION: size_cells.training_batch(options)}
     for name, plot in size_table.plots(rows, batches).items():
         files.write(str(options.output / name), plot)
+
+
+def tabled(options: argparse.Namespace, kept: Kept) -> list[Cell]:
+    """The cells of this command and what earlier ones made with these settings; sizes ascending, networks as they come."""
+    cells = asked(options)
+    cells += [cell for cell in map(Cell.named, kept.subjects()) if cell not in cells and made(options, cell, kept)]
+    backbones, heads = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("backbone", "head"))
+    return sorted(cells, key=lambda cell: (cell.size, backbones.index(cell.backbone), heads.index(cell.head)))
+
+
+def made(options: argparse.Namespace, cell: Cell, kept: Kept) -> bool:
+    """Whether something of a cell was made with these settings."""
+    try:
+        return any(kept.done(cell.name, job.half, job.settings) for job in halves(options, [cell]))
+    except OSError:  # its dataset is no longer there: with what it was made cannot be said
+        return False
 
 
 def row(mine: Sequence[Job], cell: Cell, kept: Kept, options: argparse.Namespace) -> dict[str, Any]:
@@ -371,7 +326,7 @@ def note(options: argparse.Namespace, compiles: Sequence[dict[str, Any]], rows: 
     if judged:
         seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
         images = f"`rookery shard {options.shard}`" if options.shard else options.dataset
-        step = f"{options.steps} steps of {training_batch(options)} images"
+        step = f"{options.steps} steps of {size_cells.training_batch(options)} images"
         said.append(f"AP and F1: {step}, --init {options.init}, {seeds}; {images}.")
     if options.flags:
         said.append(f"With {options.flags}.")

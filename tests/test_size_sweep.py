@@ -1,9 +1,12 @@
 """The sweep over sizes: what it would do, what it keeps, its table and plots; a real one of a tiny network at 64 and 96 px."""
 
+import csv
+import dataclasses
 import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,6 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_survey_contracts import DATASET
+
+from survey import dataset
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -48,14 +54,20 @@ def test_commands(sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert wanted | {"--learning_rate=0.01", "--step=train"} <= set(compiles[0])
     assert "--precision=bfloat16" not in compiles[0]
     cut = trainings[-1][: trainings[-1].index("&&")]
-    assert cut == ["rookery", "shard", "--mosaics=a b/*.png", "--patch_size=608", f"--output={tmp_path}/datasets/608"]
+    folder = next(flag for flag in trainings[-1] if flag.startswith("--dataset=")).removeprefix("--dataset=")
+    assert folder.startswith(f"{tmp_path}/datasets/608_")
+    assert cut == ["rookery", "shard", "--mosaics=a b/*.png", "--patch_size=608", f"--output={folder}"]
     wanted = {"--image_size=608", "--backbone=dense", "--head=yolo3_dense_1", "--steps=1000", "--seed=1", "--learning_rate=0.01"}
-    assert wanted | {f"--dataset={tmp_path}/datasets/608", "--batch_size=2", "--precision=bfloat16"} <= set(trainings[-1])
+    assert wanted | {"--batch_size=2", "--precision=bfloat16"} <= set(trainings[-1])
     folders = [next(flag for flag in line if flag.startswith("--model_dir=")) for line in trainings]
     assert sweep.main([*argv, "--train_batch_size=4", "--no-compile", "--dry_run"]) == 0
     assert len(set(folders)) == 24
     other = capsys.readouterr().out
     assert not any(folder in other for folder in folders)  # another batch is another run, not an error
+    assert folder in other
+    assert sweep.main([*argv, "--shard=--mosaics=c", "--no-compile", "--dry_run"]) == 0
+    other = capsys.readouterr().out
+    assert not any(each in other for each in (folder, *folders))  # nor are other images
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,6 +76,7 @@ def test_commands(sweep: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ([], "--dataset is missing: give it or --shard to train, or --no-train to compile only"),
         (["--no-train"], "--num_classes is missing: give it, or --dataset, which knows it, or --no-compile"),
+        (["--train_batch_size=0"], "--train_batch_size=0: must be at least 1"),
         (["--dataset=a", "--shard=b"], "--dataset and --shard: one of them says where the images come from"),
         (
             ["--sizes=416,417"],
@@ -115,6 +128,39 @@ def test_what_is_done_is_kept(sweep: ModuleType, tmp_path: Path, monkeypatch: py
     assert sweep.main([*argv[:-1], "--no-compile", "--no-train", "--batch_size=4"]) == 0  # the table has what is there
     assert len(given) == 3
     assert "| 64 | tiny | yolo3 | 40.00 M | 2.00 GiB |" in (tmp_path / "sizes.md").read_text()
+
+
+def test_a_smaller_command_keeps_the_rows_of_larger_ones(
+    sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has all that was made with the same settings, in the order of the sizes; nothing that was made with others."""
+    given = answer(sweep, monkeypatch, lambda command: GIB)
+    argv = [f"--output={tmp_path}", "--backbones=tiny", "--num_classes=1", "--no-train"]
+    assert sweep.main([*argv, "--sizes=64,96", "--heads=yolo3"]) == 0
+    assert sweep.main([*argv, "--sizes=128", "--heads=yolo3", "--batch_size=4"]) == 0
+    assert sweep.main([*argv, "--sizes=64", "--heads=yolo3_dense_1"]) == 0
+    assert len(given) == 4
+    assert networks(tmp_path) == [("64", "yolo3_dense_1"), ("64", "yolo3"), ("96", "yolo3")]
+
+
+def test_a_row_whose_dataset_is_gone_is_left_out(sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it was made cannot be said any more: that must not cost the result that was just made."""
+    monkeypatch.setattr(sweep, "trained", lambda cell, options, seed: {"ap50": 0.5, "ap": 0.2, "f1": 0.4, "parameters": 7})
+    for size in (64, 96):
+        dataset.write(str(tmp_path / str(size)), dataclasses.replace(DATASET, patch_size=size))
+    argv = [f"--output={tmp_path / 'out'}", "--backbones=tiny", "--heads=yolo3", "--no-compile", f"--dataset={tmp_path}/{{size}}"]
+    assert sweep.main([*argv, "--sizes=64"]) == 0
+    assert sweep.main([*argv, "--sizes=96"]) == 0
+    assert networks(tmp_path / "out") == [("64", "yolo3"), ("96", "yolo3")]
+    shutil.rmtree(tmp_path / "64")
+    assert sweep.main([*argv, "--sizes=96", "--seeds=1"]) == 0
+    assert networks(tmp_path / "out") == [("96", "yolo3")]
+
+
+def networks(output: Path) -> list[tuple[str, str]]:
+    """Size and head of each row of the table."""
+    with (output / "sizes.csv").open() as table:
+        return [(row["size_px"], row["head"]) for row in csv.DictReader(table)]
 
 
 ROWS = [
@@ -203,10 +249,11 @@ def test_a_small_sweep_for_real(
     assert sweep.main([*argv, "--num_classes=1", "--shard", cut]) == 0
     for size in (64, 96):
         kept = json.loads((out / "cells.json").read_text())[f"{size}_tiny_yolo3_dense_1"]
+        [folder] = out.glob(f"datasets/{size}_*")
         assert kept["train 0"]["true_count"] == 16
         assert 0 <= kept["train 0"]["ap50"] <= 1
         assert kept["train 0"]["step"] == kept["train 0"]["settings"]["steps"] == 3
-        assert json.loads((out / f"datasets/{size}/dataset.json").read_text())["patch_size"] == size
+        assert json.loads((folder / "dataset.json").read_text())["patch_size"] == size
     # Of the network by its blocks: see test_tpu_train_models_yolo.py; here only that both sizes have the same one.
     assert kept["train 0"]["parameters"] > 1e6
     assert len((out / "sizes.csv").read_text().splitlines()) == 3
