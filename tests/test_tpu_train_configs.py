@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from official.modeling import hyperparams
 
 from survey.anchors import AnchorSpec
 from survey.errors import InputError
@@ -60,6 +61,16 @@ def test_flags_outrank_the_file_and_overrides_outrank_flags(tmp_path: Path) -> N
     assert rate(learning_rate=0.25, params_override=override) == 0.125
 
 
+def test_a_file_may_repeat_what_the_flags_say(tmp_path: Path) -> None:
+    """The params.yaml of a run, which has all keys, is such a file."""
+    first = experiment(steps=70, batch_size=4, seed=3)
+    hyperparams.save_params_dict_to_yaml(first, str(tmp_path / "params.yaml"))
+    flags = {"steps": 70, "batch_size": 4, "seed": 3, "config": str(tmp_path / "params.yaml")}
+    assert experiment(**flags).as_dict() == first.as_dict()
+    with pytest.raises(InputError, match=r"task.seed=3 in --config or --params_override, but 0 by --seed"):
+        experiment(**{**flags, "seed": 0})
+
+
 def experiment(**flags: object):
     return configure.experiment(train.Options(dataset="d", model_dir="m", **flags), PLAN)
 
@@ -99,6 +110,11 @@ def test_a_backbone_brings_its_pixels_and_its_activation() -> None:
         ({"params_override": "task.freeze_level=9"}, r"task.freeze_level=9: --backbone efficientnet_lite0 computes levels 1"),
         ({"params_override": "task.nothing=1"}, r"--params_override: .*nothing"),
         ({"params_override": "task.4=1"}, r"--params_override=task.4=1: neither a.b=1,a.c=2, nor a YAML file that exists"),
+        (
+            {"params_override": "trainer.train_steps=7", "steps": 100},
+            r"trainer.train_steps=7 in --config or --params_override, but 100 by --steps: .* give --steps=7, or drop the key",
+        ),
+        ({"params_override": "task.train_data.global_batch_size=64"}, r"give --batch_size=64, or drop the key"),
         ({"config": "no/such.yaml"}, r"--config=no/such.yaml: neither"),
         ({"backbone": "resnet18"}, r"--init=imagenet installs weights for efficientnet_lite0 only, not for resnet18"),
     ],

@@ -1,5 +1,7 @@
 """The experiment of a run: Model Garden's configuration, from the flags, the dataset and what users override."""
 
+import functools
+import operator
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +18,20 @@ from tpu_train.models import backbones, yolo_networks
 from tpu_train.options import YOLO, Options
 from tpu_train.plan import Plan, head, version
 
+# What a flag says, and its flag: the rest of the program reads either, so that both must say the same.
+SAID_BY_FLAGS = {
+    "trainer.train_steps": "steps",
+    "trainer.validation_interval": "validate_every",
+    "trainer.steps_per_loop": "steps_per_loop",
+    "task.train_data.global_batch_size": "batch_size",
+    "task.train_data.split": "train_split",
+    "task.train_size": "image_size",
+    "task.init": "init",
+    "task.seed": "seed",
+    "task.backbone_rate": "backbone_rate",
+    "task.freeze_steps": "freeze_steps",
+}
+
 
 def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentConfig:
     """The experiment of a run.
@@ -24,10 +40,11 @@ def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentCon
     --precision, where they are given; --params_override.
 
     Raises:
-      InputError: an override names a key that does not exist, or has a value that the backbone cannot have.
+      InputError: an override names a key that does not exist, contradicts a flag, or has a value that the backbone cannot have.
     """
     config = registry.experiment(options.model)
-    config.override(_from_dataset(options, plan))
+    said = _from_dataset(options, plan)
+    config.override(said)
     _override(config, "--config", options.config)
     if options.schedule is not None or options.learning_rate is not None:
         _override(config, "--schedule", _rates(config, options))
@@ -35,6 +52,7 @@ def experiment(options: Options, plan: Plan) -> config_definitions.ExperimentCon
         _override(config, "--precision", {"runtime": {"mixed_precision_dtype": options.precision}})
     _override(config, "--params_override", options.params_override)
     config.validate()
+    _check_flags(config, said)
     _check(config, options)
     return config
 
@@ -124,6 +142,18 @@ def _rates(config: config_definitions.ExperimentConfig, options: Options) -> dic
             "--learning_rate both, or neither"
         )
     return {"trainer": {"optimizer_config": schedules.overrides(schedule, peak=peak, steps=options.steps)}}
+
+
+def _check_flags(config: config_definitions.ExperimentConfig, said: dict[str, Any]) -> None:
+    """Refuses overrides of what the flags say, which would be half obeyed."""
+    for key, name in SAID_BY_FLAGS.items():
+        path = key.split(".")
+        asked, found = functools.reduce(operator.getitem, path, said), functools.reduce(getattr, path, config)
+        if found != asked:
+            raise InputError(
+                f"{key}={found} in --config or --params_override, but {asked} by --{name}: what has a flag is said by the flag: "
+                f"give --{name}={found}, or drop the key"
+            )
 
 
 def _check(config: config_definitions.ExperimentConfig, options: Options) -> None:
