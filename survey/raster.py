@@ -11,8 +11,6 @@ the others it is copied to TMPDIR when the first pixel is asked for.
 import math
 import os
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,27 +19,16 @@ from typing import Protocol, Self
 import numpy as np
 import rasterio
 import rasterio.windows
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
-from survey import gdal_cache, storage
+from survey import gdal, storage
 from survey import stretch as stretching
 from survey.errors import InputError
 from survey.geometry import Window
 from survey.row_bands import RowBands
 from survey.stretch import Stretch
 from survey.tiled_tiff import TiledTiff, open_tiled_tiff
-
-# A plain photo has no georeference: that is a fact for the ledger, not a problem. Set once and not around each `open`, because
-# Beam opens rasters in several threads and `warnings.catch_warnings` changes what all of them see.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-
-# GDAL reads these when it first caches or decodes, from the environment, in whatever thread that is. Its own cache would be
-# 5 % of the machine's memory, per worker; and half a JPEG would be a picture with a grey lower half.
-GDAL_CACHE_MB = 64
-os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))
-os.environ.setdefault("GDAL_ERROR_ON_LIBJPEG_WARNING", "TRUE")
 
 # 5.5 times 60,000 x 60,000; a file of a few kilobytes can claim 2**62 pixels.
 MAX_PIXELS = 20_000_000_000
@@ -50,10 +37,6 @@ MAX_BLOCK_BYTES = 1 << 30
 # Of 16-bit mosaics so many blocks, evenly spread, say how to stretch: 16 million pixels in all, or the whole if it is smaller.
 SAMPLED_BLOCKS_A_SIDE = 16
 SAMPLED_BLOCK_PX = 256
-
-# In a bucket a file counts as unreadable when GDAL says so this often; in between are so many seconds, then twice as many.
-REFUSALS = 3
-RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +77,7 @@ class Raster:
         self.path = path
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self._dataset = _open(path)
+            self._dataset = gdal.open_raster(path)
         except RasterioError as error:
             raise InputError(f"{path} cannot be read as an image: {error}; convert it to GeoTIFF, PNG or JPEG") from error
         try:
@@ -367,39 +350,3 @@ def _palette(dataset: rasterio.DatasetReader) -> np.ndarray | None:
     for value, colour in dataset.colormap(1).items():
         table[value] = colour
     return table
-
-
-def _open(path: str) -> rasterio.DatasetReader:
-    """Opens a raster; one in a bucket when two looks at it agree.
-
-    GDAL takes an answer whose connection broke for a file that ends there, and says nothing: half a world file is no world file,
-    and the mosaic has lost its place. So what it says is believed when it says it again, having fetched everything anew; and that
-    a file cannot be opened, when it says so REFUSALS times.
-
-    Raises:
-      RasterioError: it cannot be opened.
-    """
-    if not storage.is_remote(path):
-        return rasterio.open(path)
-    before, refused = None, 0
-    while True:
-        gdal_cache.forget(path)
-        try:
-            dataset = rasterio.open(storage.gdal_path(path))
-            said = _said(dataset)
-        except (RasterioError, CPLE_BaseError) as error:
-            refused += 1
-            if refused == REFUSALS:
-                raise error if isinstance(error, RasterioError) else RasterioError(str(error)) from error
-            time.sleep(RETRY_S * refused)
-            continue
-        if said == before:
-            return dataset
-        before = said
-        dataset.close()
-
-
-def _said(dataset: rasterio.DatasetReader) -> str:
-    """All that the files of a raster say besides pixels."""
-    masks = dataset.mask_flag_enums
-    return repr((sorted(map(str, dataset.profile.items())), dataset.colorinterp, masks, dataset.tags(), dataset.files))

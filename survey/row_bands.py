@@ -6,7 +6,7 @@ import rasterio.windows
 
 from survey.geometry import Window
 
-# A band of rows at a time: enough to keep the decoder busy, and less than GDAL's own cache (`raster.GDAL_CACHE_MB`), which
+# A band of rows at a time: enough to keep the decoder busy, and less than GDAL's own cache (`gdal.GDAL_CACHE_MB`), which
 # it fills with the rows of all bands before it hands out the first one.
 READ_BYTES = 8 << 20
 

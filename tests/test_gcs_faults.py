@@ -14,7 +14,7 @@ from gcs_faults import KINDS, OF_BODIES, Plan, tally
 from gcs_tls_proxy import Proxy
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from survey import byte_ranges, files, raster, storage
+from survey import byte_ranges, files, gdal, storage
 from survey.annotations import vector
 from survey.annotations.reading import ReadOptions
 from survey.errors import InputError
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The client waits a second before it tries again, these tests 20 ms."""
     monkeypatch.setattr(DEFAULT_RETRY, "_initial", 0.02)
-    monkeypatch.setattr(raster, "RETRY_S", 0.02)
+    monkeypatch.setattr(gdal, "RETRY_S", 0.02)
     yield
     gc.collect()
 
