@@ -67,7 +67,7 @@ def test_a_file_may_repeat_what_the_flags_say(tmp_path: Path) -> None:
     hyperparams.save_params_dict_to_yaml(first, str(tmp_path / "params.yaml"))
     flags = {"steps": 70, "batch_size": 4, "seed": 3, "config": str(tmp_path / "params.yaml")}
     assert experiment(**flags).as_dict() == first.as_dict()
-    with pytest.raises(InputError, match=r"task.seed=3 in --config or --params_override, but 0 by --seed"):
+    with pytest.raises(InputError, match=r"task.seed=3 in --config or --params_override: --seed, given or by default, says 0"):
         experiment(**{**flags, "seed": 0})
 
 
@@ -112,7 +112,7 @@ def test_a_backbone_brings_its_pixels_and_its_activation() -> None:
         ({"params_override": "task.4=1"}, r"--params_override=task.4=1: neither a.b=1,a.c=2, nor a YAML file that exists"),
         (
             {"params_override": "trainer.train_steps=7", "steps": 100},
-            r"trainer.train_steps=7 in --config or --params_override, but 100 by --steps: .* give --steps=7, or drop the key",
+            r"trainer.train_steps=7 in --config or --params_override: --steps, .* says 100; .* give --steps=7, or drop the key",
         ),
         ({"params_override": "task.train_data.global_batch_size=64"}, r"give --batch_size=64, or drop the key"),
         ({"config": "no/such.yaml"}, r"--config=no/such.yaml: neither"),

@@ -151,8 +151,8 @@ def _check_flags(config: config_definitions.ExperimentConfig, said: dict[str, An
         asked, found = functools.reduce(operator.getitem, path, said), functools.reduce(getattr, path, config)
         if found != asked:
             raise InputError(
-                f"{key}={found} in --config or --params_override, but {asked} by --{name}: what has a flag is said by the flag: "
-                f"give --{name}={found}, or drop the key"
+                f"{key}={found} in --config or --params_override: --{name}, given or by default, says {asked}; what has a flag "
+                f"is said by the flag: give --{name}={found}, or drop the key"
             )
 
 
