@@ -281,11 +281,11 @@ def write(options: argparse.Namespace, kept: Kept) -> None:
 
 
 def tabled(options: argparse.Namespace, kept: Kept) -> list[Cell]:
-    """The cells of this command and what earlier ones made with these settings; sizes ascending, networks as they come."""
+    """The cells of this command and what earlier ones made with these settings, in one order whichever came first."""
     cells = asked(options)
     cells += [cell for cell in map(Cell.named, kept.subjects()) if cell not in cells and made(options, cell, kept)]
-    backbones, heads = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("backbone", "head"))
-    return sorted(cells, key=lambda cell: (cell.size, backbones.index(cell.backbone), heads.index(cell.head)))
+    backbones = list(dict.fromkeys([*BACKBONES, *(cell.backbone for cell in cells)]))
+    return sorted(cells, key=lambda cell: (cell.size, backbones.index(cell.backbone), HEADS.index(cell.head)))
 
 
 def made(options: argparse.Namespace, cell: Cell, kept: Kept) -> bool:

@@ -140,7 +140,7 @@ def test_a_smaller_command_keeps_the_rows_of_larger_ones(
     assert sweep.main([*argv, "--sizes=128", "--heads=yolo3", "--batch_size=4"]) == 0
     assert sweep.main([*argv, "--sizes=64", "--heads=yolo3_dense_1"]) == 0
     assert len(given) == 4
-    assert networks(tmp_path) == [("64", "yolo3_dense_1"), ("64", "yolo3"), ("96", "yolo3")]
+    assert networks(tmp_path) == [("64", "yolo3"), ("64", "yolo3_dense_1"), ("96", "yolo3")]
 
 
 def test_a_row_whose_dataset_is_gone_is_left_out(sweep: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
