@@ -218,8 +218,8 @@ def test_the_last_object_of_an_anchor_sets_its_objectness() -> None:
 def test_overlap_by_hand() -> None:
     """4 x 4 about (2, 2) and about (4, 4): shared 4, union 28, hull 36 with diagonal² 72, centres² 8 apart.
 
-    4 x 4 and 2 x 4 (w x h) about one centre: IoU 0.5; v = 4 / pi² (atan(1 / 2) - pi / 4)², weight v / (0.5 + v); darknet's v is
-    multiplied by 2² + 4² = 20.
+    4 x 4 and 2 x 4 (w x h) about one centre: IoU 0.5; v = 4 / pi² (atan(1 / 2) - pi / 4)², weight v / (0.5 + v). In images of 8,
+    darknet's v is multiplied by 0.25² + 0.5² = 0.3125; with sides beyond the image's it stays.
     """
     square, moved, narrow = (
         iou.Boxes(*map(tf.constant, box)) for box in ((2.0, 2.0, 4.0, 4.0), (4.0, 4.0, 4.0, 4.0), (2.0, 2.0, 2.0, 4.0))
@@ -228,7 +228,23 @@ def test_overlap_by_hand() -> None:
         np.testing.assert_allclose(iou.overlap(kind, square, moved), expected, rtol=1e-5)
     v = 4 / math.pi**2 * (math.atan(0.5) - math.pi / 4) ** 2
     np.testing.assert_allclose(iou.overlap("ciou", square, narrow), 0.5 - v * v / (0.5 + v), rtol=1e-5)
-    np.testing.assert_allclose(iou.overlap("ciou", square, narrow, darknet=True), 0.5 - 20 * v * v / (0.5 + v), rtol=1e-5)
+    for scale, factor in ((1 / 8, 0.3125), (1.0, 1.0)):
+        shares = (iou.Boxes(*(side * scale for side in box)) for box in (square, narrow))
+        np.testing.assert_allclose(iou.overlap("ciou", *shares, darknet=True), 0.5 - factor * v * v / (0.5 + v), rtol=1e-5)
+
+
+def test_a_box_that_has_burst_the_image_costs_no_more_than_a_miss() -> None:
+    """A prediction of 32 e^8 px in an image of 32: IoU 0, distance 0, v 0.25: 1.05. Model Garden's: 1 + 0.05 e^16, 444,000."""
+    heads = YoloHeads((4,), (((32.0, 16.0),),))
+    found = targets.assign(heads, CELL["boxes"], CELL["classes"], image_size=32, match_threshold=0.2)
+    with tf.GradientTape() as tape:
+        raw = tf.constant(np.array([0, 0, 8, 0, 0, 0, 0], np.float32)) + tf.zeros([1, 2, 2, 7])
+        tape.watch(raw)
+        losses = loss(heads, LossSettings(), {4: raw}, found, num_classes=2)
+    np.testing.assert_allclose(losses.box, 1 + 0.25**2 / 1.25, rtol=0.01)
+    gradient = tape.gradient(losses.total, raw)[0, 0, 0]
+    assert 0 < float(gradient[2]) < 1  # the side that is too long shrinks
+    assert np.abs(gradient).max() < 2
 
 
 def test_refusals() -> None:

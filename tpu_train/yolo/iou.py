@@ -30,8 +30,8 @@ def overlap(kind: str, true: Boxes, predicted: Boxes, *, darknet: bool = False) 
       kind: one of `KINDS`.
       true: boxes of objects.
       predicted: of a shape that broadcasts with theirs; in the same unit.
-      darknet: weigh the ratio of the sides in "ciou" by the predicted box's squared diagonal, as darknet does; its value then
-        depends on the unit, which is the image's side there.
+      darknet: weigh the ratio of the sides in "ciou" by the predicted box's squared diagonal, as darknet does, but by 1 at most;
+        its value then depends on the unit, which is the image's side there.
     """
     left, right = _ends(true.x, true.width, predicted.x, predicted.width)
     top, bottom = _ends(true.y, true.height, predicted.y, predicted.height)
@@ -50,7 +50,10 @@ def overlap(kind: str, true: Boxes, predicted: Boxes, *, darknet: bool = False) 
     shape = 4 / math.pi**2 * tf.square(turn)
     weight = tf.stop_gradient(shape / (1 - iou + shape + EPSILON))
     if darknet:
-        shape *= tf.stop_gradient(tf.square(predicted.width) + tf.square(predicted.height))
+        # The weight takes a denominator out of the gradient that is small for boxes within the image, as Zheng et al. advise.
+        # Beyond it there is nothing to take out, and without the limit the loss grows as the square of sides, which are
+        # exponentials.
+        shape *= tf.stop_gradient(tf.minimum(tf.square(predicted.width) + tf.square(predicted.height), 1.0))
     return iou - distance - shape * weight
 
 

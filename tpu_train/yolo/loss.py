@@ -14,7 +14,10 @@ overlap as the target of objectness. Quirks of Model Garden that are kept, becau
 
 What differs, on purpose: every object is considered in the search for predictions to ignore (Model Garden leaves out the last 50
 to 99 rows, so all of them below 100); of objects on one anchor the last wins under "scaled" with `update_on_repeat` (there it is
-whichever the device writes last); logarithms are of the logit, exact where Model Garden's darknet loss ends at -log(1e-9).
+whichever the device writes last); logarithms are of the logit, exact where Model Garden's darknet loss ends at -log(1e-9);
+"darknet" with "ciou": a prediction with a diagonal beyond the image's side costs no more than complete IoU says. In Model Garden
+its cost grows with the diagonal squared, and so does the gradient by the logarithms of its sides, which can make the box's other
+side grow, too: from scratch one such box made a loss of 10^13 (docs/yolo.md).
 """
 
 import math
