@@ -44,6 +44,8 @@ def compare(
     rng = np.random.default_rng(11)
     boxes, ids = batch or crowded(rng, classes)
     raw = raw or garden_yolo.raw_heads(rng, heads, len(boxes), SIZE, classes)
+    if not settings.scaled and settings.box_loss == "ciou":
+        raw = within_the_image(heads, raw)
     rule: dict[str, Any] = {"match_threshold": match or (4.0 if settings.scaled else 0.213), "best_match_only": settings.scaled}
     labels = garden_yolo.labels(
         heads, boxes, ids, SIZE, match=rule["match_threshold"], best_only=settings.scaled, darknet=not settings.scaled
@@ -72,6 +74,17 @@ def compare(
         mine, other = gradients[level].numpy(), slopes[str(level)].numpy()
         np.testing.assert_allclose(mine, other, rtol=2e-3, atol=2e-5 * np.abs(other).max(), err_msg=str(level))
     return found, gradients
+
+
+def within_the_image(heads: YoloHeads, raw: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Raw heads whose boxes have sides of at most 0.7 of the image's, a diagonal below 1: beyond it losses differ on purpose."""
+    assert heads.box_type == "original"
+    limited = {}
+    for level, anchors_px in zip(heads.levels, heads.anchors_px, strict=True):
+        each = raw[level].reshape(*raw[level].shape[:3], len(anchors_px), -1).copy()
+        each[..., 2:4] = np.minimum(each[..., 2:4], np.log(0.7 * SIZE / np.array(anchors_px)))
+        limited[level] = each.reshape(raw[level].shape)
+    return limited
 
 
 def crowded(rng: np.random.Generator, classes: int) -> tuple[np.ndarray, np.ndarray]:
