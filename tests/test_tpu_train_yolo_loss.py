@@ -106,6 +106,7 @@ CASES = {
         3,
         LossSettings(update_on_repeat=False, label_smoothing=0.1, class_weight=3.0, box_weight=2.0, largest_box_gradient=0.5),
     ),
+    "darknet, boxes beyond the image": ("three", "original", 3, dataclasses.replace(DARKNET, box_loss="giou")),
     "darknet, one class": ("one", "scaled", 1, LossSettings(ignore_threshold=0.3, box_loss="giou", largest_box_gradient=0.2)),
     "darknet, smoothed and weighted": (
         "two",

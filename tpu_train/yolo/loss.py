@@ -17,7 +17,7 @@ to 99 rows, so all of them below 100); of objects on one anchor the last wins un
 whichever the device writes last); logarithms are of the logit, exact where Model Garden's darknet loss ends at -log(1e-9);
 "darknet" with "ciou": a prediction with a diagonal beyond the image's side costs no more than complete IoU says. In Model Garden
 its cost grows with the diagonal squared, and so does the gradient by the logarithms of its sides, which can make the box's other
-side grow, too: from scratch one such box made a loss of 10^13 (docs/yolo.md).
+side grow, too: from scratch one such box made a loss of 16,000 where 180 was usual (docs/yolo.md).
 """
 
 import math
