@@ -1,7 +1,8 @@
 """Overlap of boxes given by centre and sides, each side a tensor of its own: a TPU pads rows of four to 128.
 
 IoU, generalised IoU (Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630) and complete IoU (Zheng et al. 2020,
-https://arxiv.org/abs/1911.08287), as Model Garden computes them (official/projects/yolo/ops/box_ops.py).
+https://arxiv.org/abs/1911.08287), as Model Garden computes them (official/projects/yolo/ops/box_ops.py), but for the limit on
+darknet's weight in `overlap`.
 """
 
 import math
